@@ -1,0 +1,1 @@
+"""Tooling for people who work on the pack: environment, server, small checkpoints, demo."""

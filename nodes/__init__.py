@@ -1,0 +1,1 @@
+"""The pack's ComfyUI nodes and the host-free mathematics behind them."""

@@ -1,0 +1,185 @@
+"""Consistent Self-Attention as patches and wrappers of the host's UNet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.ldm.modules.attention
+import comfy.ldm.modules.diffusionmodules.openaimodel as openaimodel
+import torch
+
+from .token_sharing import all_other_panels, consistent_self_attention, sample_tokens, sampled_token_count
+
+STEP_KEY = "storydiffusion_step"
+"""Entry of transformer_options: the `SamplingStep` of the running model call."""
+
+AttentionReplacement = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]], torch.Tensor]
+BlockKey = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class AttentionBlock:
+    """A UNet block with self-attention: its key in the host's patches and its downsampling factor."""
+
+    key: BlockKey
+    downsampling: int
+
+
+@dataclass(frozen=True)
+class SamplingStep:
+    """Where in the schedule a model call stands."""
+
+    index: int
+    sigma: float
+
+
+@dataclass(frozen=True)
+class SharingSettings:
+    """What every patched block shares, and when (sigma_start >= sigma > sigma_end)."""
+
+    sampling_rate: float
+    seed: int
+    sigma_start: float
+    sigma_end: float
+    sources: tuple[tuple[int, ...], ...] | None
+    """For each panel the panels it reads from; None: every panel reads from all the others."""
+
+
+def self_attention_blocks(unet: torch.nn.Module) -> list[AttentionBlock]:
+    """All UNet blocks with self-attention, in the order in which the UNet runs them."""
+    return list(_self_attention_blocks(unet))
+
+
+def _self_attention_blocks(unet: Any) -> Iterator[AttentionBlock]:
+    downsampling = 1
+    stages = [
+        *((("input", index), layers) for index, layers in enumerate(unet.input_blocks)),
+        (("middle", 0), unet.middle_block),
+        *((("output", index), layers) for index, layers in enumerate(unet.output_blocks)),
+    ]
+    for key, layers in stages:
+        for layer in layers or []:
+            if isinstance(layer, openaimodel.Downsample):
+                downsampling *= 2
+            elif isinstance(layer, openaimodel.Upsample):
+                downsampling //= 2
+            elif isinstance(layer, comfy.ldm.modules.attention.SpatialTransformer):
+                yield AttentionBlock(key, downsampling)
+
+
+def current_step(sigma: float, sample_sigmas: Sequence[float]) -> SamplingStep:
+    """The step of a schedule in which `sigma` falls.
+
+    Found from sigma alone, never by counting calls: Heun evaluates twice a step, guidance nodes add calls. A sigma
+    between two scheduled ones belongs to the step that starts at the higher.
+    """
+    reached = sum(scheduled >= sigma * (1 - 1e-4) for scheduled in sample_sigmas)
+    return SamplingStep(index=max(reached - 1, 0), sigma=sigma)
+
+
+def note_step(
+    executor: Callable[..., torch.Tensor],
+    x: torch.Tensor,
+    t: torch.Tensor,
+    c_concat: Any,
+    c_crossattn: Any,
+    control: Any,
+    transformer_options: dict[str, Any],
+    **kwargs: Any,
+) -> torch.Tensor:
+    """APPLY_MODEL wrapper: find the step once a call; every attention layer asking would stall the GPU each time."""
+    sigma = float(transformer_options["sigmas"][0])
+    step = current_step(sigma, transformer_options["sample_sigmas"].tolist())
+    return executor(x, t, c_concat, c_crossattn, control, {**transformer_options, STEP_KEY: step}, **kwargs)
+
+
+def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict[str, Any]) -> torch.Tensor:
+    """The host's own self-attention, with the attention override that another node may have set."""
+    return comfy.ldm.modules.attention.optimized_attention(
+        q,
+        k,
+        v,
+        extra_options["n_heads"],
+        attn_precision=extra_options["attn_precision"],
+        transformer_options=extra_options,
+    )
+
+
+@dataclass(frozen=True)
+class ConsistentSelfAttentionPatch:
+    """`attn1_replace` patch of one block: holds settings only, so one object serves any number of runs."""
+
+    settings: SharingSettings
+    previous: AttentionReplacement = plain_attention
+
+    def __call__(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict[str, Any]
+    ) -> torch.Tensor:
+        """q, k, v: (chunks * panels, tokens, channels), projected; returns the same shape, before `to_out`."""
+
+        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            return self.previous(q, k, v, extra_options)
+
+        step: SamplingStep = extra_options[STEP_KEY]
+        settings = self.settings
+        tokens = q.shape[1]
+        active = settings.sigma_start >= step.sigma > settings.sigma_end
+        if not active or sampled_token_count(tokens, settings.sampling_rate) == 0:
+            return attend(q, k, v)
+
+        require_whole_panels(q, extra_options)
+        chunks = len(extra_options["cond_or_uncond"])
+        panels = q.shape[0] // chunks
+        block = (*extra_options["block"], extra_options["block_index"])
+        return consistent_self_attention(
+            q,
+            k,
+            v,
+            chunks=chunks,
+            sources=all_other_panels(panels) if settings.sources is None else settings.sources,
+            sampled=[
+                sample_tokens(tokens, settings.sampling_rate, draw=(settings.seed, step.index, block, panel))
+                for panel in range(panels)
+            ],
+            attend=attend,
+        )
+
+
+def require_whole_panels(q: torch.Tensor, extra_options: dict[str, Any]) -> None:
+    """Refuse what cuts panels into tiles or merges their tokens before attention, as HyperTile and ToMe do."""
+    rows, _, height, width = extra_options["activations_shape"]
+    if tuple(q.shape[:2]) != (rows, height * width):
+        raise ValueError(
+            f"Consistent Self-Attention needs every panel's tokens whole: UNet block {extra_options['block']} "
+            f"holds {rows} panels of {height * width} tokens, but its attention was handed {q.shape[0]} rows of "
+            f"{q.shape[1]}. Another node on this model tiles or merges tokens (HyperTile, Token Merging); remove it."
+        )
+
+
+def require_matching_rows(panels: int | None) -> Callable[..., Any]:
+    """OUTER_SAMPLE wrapper that refuses a latent batch or conditioning whose rows don't fit one another.
+
+    The host would silently drop surplus conditioning rows and repeat missing ones.
+    """
+
+    def check(executor: Any, noise: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        batch = noise.shape[0]
+        if panels is not None and batch != panels:
+            raise ValueError(
+                f"The story given to Apply Consistent Self-Attention has {panels} panels, but the latent batch has "
+                f"{batch}. Connect panel_count of Story Prompt Splitter to batch_size of the empty latent."
+            )
+        for name, conditioning in executor.class_obj.conds.items():
+            for entry in conditioning:
+                rows = entry["cross_attn"].shape[0] if entry.get("cross_attn") is not None else 1
+                if rows not in (1, batch):
+                    raise ValueError(
+                        f"The {name} conditioning has {rows} rows (one per panel), but the latent batch has {batch} "
+                        f"panels. Make both from the same story: connect panel_count of Story Prompt Splitter to "
+                        f"batch_size of the empty latent."
+                    )
+        return executor(noise, *args, **kwargs)
+
+    return check

@@ -1,0 +1,271 @@
+"""Read a story and its character sheet: one prompt, one caption and a set of characters per panel.
+
+    [Bob] a man with a red cap                 <- character sheet, one character per line
+    [Alice] a girl, wearing a blue dress
+
+    [Bob] walks in the forest #A quiet morning <- story; the caption runs to the end of the line
+    [Bob] gives [Alice] a flower
+    [NC] the sun sets over the lake
+
+Where a character's description goes: tags in front of the text are labels and become "a man with a red cap,
+walks in the forest" (or "A and B, ..."). A tag inside the sentence is a word of it: "a man with a red cap,
+gives a girl, wearing a blue dress, a flower", so that a text encoder reads who does what to whom. A
+description appears once per panel; later tags of the same character, and a possessive ([Bob]'s dog), become
+the name. Without a sheet every tag becomes the name.
+
+Marks typed on a CJK keyboard (【Bob】, ［Bob］, ＃) mean the same. `\\[`, `\\]`, `\\#` are plain characters.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .sentences import Passage, has_words, language_of, split_passages
+from .styles import apply_style, join_negative, style_named
+
+UNNAMED_CHARACTER = "(unnamed)"
+"""The one character of a story that tags nobody, so that its panels have a character in common."""
+
+_NO_CHARACTER = "nc"
+_MARKS = str.maketrans("【】［］", "[][]")
+_HASH = re.compile(r"(?<!\\)[#＃]")
+_TAG = re.compile(r"(?<!\\)\[([^\[\]]*)\]")
+_BRACKET = re.compile(r"(?<!\\)[\[\]]")
+_BETWEEN_LABELS = re.compile(r"(?:\s|[,，、&:：]|\band\b)*")
+# A tag that runs on into CJK text or a possessive is a word of the sentence: 【ボブ】が走る, [Bob]'s dog.
+_GLUED = re.compile(r"['’\u1100-\u11ff\u3041-\u30ff\u3131-\u318e\u3400-\u9fff\uac00-\ud7a3]")
+_TRAILING = " \t\u3000.,;:。．｡，、；："
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of a story.
+
+    `prompt` is complete (characters described, style applied). `characters` names those who stand in the
+    panel: none for `[NC]`; in a story that names nobody, every other panel has `UNNAMED_CHARACTER`.
+    """
+
+    prompt: str
+    caption: str
+    characters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Story:
+    """Panels in reading order, and the one negative prompt they share."""
+
+    panels: tuple[Panel, ...]
+    negative: str
+
+
+def parse_characters(text: str) -> dict[str, str]:
+    """Read a character sheet, `[Name] description` on each line, into {name: description}.
+
+    Raises ValueError naming the line for a line without `[Name]`, a second tag, a missing description, a name
+    used twice, and the reserved name NC.
+    """
+    sheet: dict[str, str] = {}
+    for number, source in _numbered_lines(text):
+        where = f"Characters, line {number} ({source!r})"
+        line = source.translate(_MARKS)
+        _check_brackets(line, where)
+        tags = _TAG.findall(line)
+        if len(tags) != 1 or not line.startswith("["):
+            raise ValueError(f"{where}: write one character per line, as in '[Bob] a man with a red cap'.")
+        name = _name_in(tags[0], where)
+        if _key(name) == _NO_CHARACTER:
+            raise ValueError(f"{where}: [NC] marks panels without a character. Choose another name.")
+        if _key(name) in map(_key, sheet):
+            raise ValueError(f"{where}: [{name}] is described a second time. Keep one line per character.")
+        description = _unescape(line[line.index("]") + 1 :].lstrip(" \t\u3000:：").rstrip(_TRAILING))
+        if not has_words(description):
+            raise ValueError(f"{where}: [{name}] has no description. Say what the character looks like.")
+        sheet[name] = description
+    return sheet
+
+
+def parse_story(
+    story: str,
+    characters: str = "",
+    *,
+    split_by: str = "auto",
+    style: str = "none",
+    negative: str = "",
+) -> Story:
+    """Cut `story` into panels (see `split_passages`) and write each panel's prompt.
+
+    A panel that names no character keeps those of the last panel that named one; `[NC]` empties its own panel
+    only. A sheet of a single character applies to the whole of a story without tags.
+
+    Raises ValueError for an empty story and, naming the line, for a panel without text, a bracket without its
+    partner, and a `[Name]` that the given sheet does not describe.
+    """
+    style_named(style)
+    sheet = parse_characters(characters)
+    cast = _Cast(sheet)
+    lines = [_story_line(number, source, cast) for number, source in _numbered_lines(story)]
+    if not lines:
+        raise ValueError("The story is empty. Write one line per panel, as in '[Bob] walks in the forest'.")
+    present = _characters_before_first_tag(lines, sheet)
+    panels = []
+    for passage in split_passages(lines, split_by):
+        panel, present = _panel(passage, cast, present, style)
+        panels.append(panel)
+    return Story(tuple(panels), join_negative(negative, style))
+
+
+class _Cast:
+    """Resolves tags to names: case, spacing and full-width letters do not make a different character."""
+
+    def __init__(self, sheet: dict[str, str]) -> None:
+        self.sheet = sheet
+        self._names = {_key(name): name for name in sheet}
+
+    def resolve(self, tag: str, where: str) -> str | None:
+        """The name that `tag` stands for, None for NC."""
+        name = _name_in(tag, where)
+        if _key(name) == _NO_CHARACTER:
+            return None
+        if self.sheet and _key(name) not in self._names:
+            known = _as_tags(self.sheet)
+            raise ValueError(f"{where}: [{name}] is not in the characters field, which describes {known}.")
+        # Without a sheet the first spelling in the story is the name.
+        return self._names.setdefault(_key(name), name)
+
+
+def _numbered_lines(text: str) -> list[tuple[int, str]]:
+    """Non-blank lines with their numbers from 1; a byte order mark and any line ending are fine."""
+    lines = enumerate(text.removeprefix("\ufeff").splitlines(), 1)
+    return [(number, line.strip()) for number, line in lines if line.strip()]
+
+
+def _story_line(number: int, source: str, cast: _Cast) -> Passage:
+    where = f"Story, line {number} ({source!r})"
+    text, mark, caption = source, _HASH.search(source), None
+    if mark:
+        text, caption = source[: mark.start()].rstrip(), _unescape(source[mark.end() :].strip())
+    # Captions keep their brackets: only what goes into the prompt has tags.
+    text = text.translate(_MARKS)
+    _check_brackets(text, where)
+    for tag in _TAG.findall(text):
+        cast.resolve(tag, where)
+    return Passage(number, text, caption)
+
+
+def _characters_before_first_tag(lines: list[Passage], sheet: dict[str, str]) -> tuple[str, ...]:
+    tags = [tag for line in lines for tag in _TAG.findall(line.text)]
+    if any(_key(tag) != _NO_CHARACTER for tag in tags):
+        return ()
+    if not sheet:
+        return (UNNAMED_CHARACTER,)
+    if len(sheet) > 1 and not all(_TAG.search(line.text) for line in lines):
+        raise ValueError(
+            f"The characters field describes {_as_tags(sheet)}, but the story names none of them. Write the "
+            f"tag where a character enters, as in '[{next(iter(sheet))}] walks in the forest'."
+        )
+    return tuple(sheet) if len(sheet) == 1 else ()
+
+
+def _panel(passage: Passage, cast: _Cast, present: tuple[str, ...], style: str) -> tuple[Panel, tuple[str, ...]]:
+    """The panel of `passage`, and the characters that a next panel without tags keeps."""
+    where = f"Story, line {passage.line} ({passage.text or '#' + (passage.caption or '')!r})"
+    tags = [cast.resolve(tag, where) for tag in _TAG.findall(passage.text)]
+    named = tuple(dict.fromkeys(name for name in tags if name is not None))
+    if None in tags and named:
+        raise ValueError(f"{where}: [NC] says that no character stands here, but [{named[0]}] is named as well.")
+    labels, text = _split_labels(passage.text, cast, where)
+    if not has_words(text):
+        raise ValueError(f"{where}: the panel is empty. Write what happens in it, after its tags and before any #.")
+    if not tags:
+        labels = list(present)
+    described = set(labels)
+    action = _write_names(text, cast, where, cast.sheet, described).rstrip(_TRAILING)
+    # Whoever the sentence names without describing (a possessive) is described in front of it.
+    labels += [name for name in named if name in cast.sheet and name not in described]
+    prompt = _with_labels(labels, cast.sheet, action)
+    caption = passage.caption
+    if caption is None:
+        caption = _write_names(text, cast, where, {}, set())
+    characters = () if None in tags else named or present
+    return Panel(apply_style(prompt, style), caption, characters), named or present
+
+
+def _split_labels(text: str, cast: _Cast, where: str) -> tuple[list[str], str]:
+    """Take the tags in front of `text` off it: (their names without NC, the rest)."""
+    labels: list[str] = []
+    end = 0
+    while tag := _TAG.match(text, end):
+        name = cast.resolve(tag[1], where)
+        if name is not None and _GLUED.match(text, tag.end()):
+            break
+        if name is not None and name not in labels:
+            labels.append(name)
+        between = _BETWEEN_LABELS.match(text, tag.end())
+        end = between.end() if between and _TAG.match(text, between.end()) else tag.end()
+    return labels, text[end:].lstrip(" \t\u3000,，、:：")
+
+
+def _write_names(text: str, cast: _Cast, where: str, sheet: dict[str, str], described: set[str]) -> str:
+    """Write every tag of `text` as words: the description the first time, then the name; NC as nothing.
+
+    Adds the names it describes to `described`.
+    """
+
+    def words(tag: re.Match[str]) -> str:
+        name = cast.resolve(tag[1], where)
+        if name is None:
+            return ""
+        following = text[tag.end() : tag.end() + 1]
+        space = " " if following.isalnum() and not _GLUED.match(following) else ""
+        if name not in sheet or name in described or following in ("'", "’"):
+            return name + space
+        described.add(name)
+        description = sheet[name]
+        # "a girl, wearing a blue dress, a flower": the clause has to end before the sentence goes on.
+        if re.search("[,，、]", description) and (following.isspace() or following.isalnum()):
+            return description + ("," if language_of(description) == "en" else "，") + space
+        return description + space
+
+    return _unescape(" ".join(_TAG.sub(words, text).split()))
+
+
+def _with_labels(labels: list[str], sheet: dict[str, str], action: str) -> str:
+    """Put descriptions (or, without a sheet, names) in front of the panel's action."""
+    subjects = [sheet.get(name, name) for name in labels if name != UNNAMED_CHARACTER]
+    if not subjects:
+        return action
+    latin = language_of("".join(subjects)) == "en"
+    # A description with a comma of its own needs one before "and", or the next subject joins its list.
+    conjunction = ", and " if any("," in subject for subject in subjects) else " and "
+    subject = conjunction.join(subjects) if latin else ", ".join(subjects)
+    # "Bob walks" reads as a sentence; a description, or a text that is a sentence already, stands beside it.
+    is_sentence = not sheet and action[:1].islower()
+    return subject + (" " if is_sentence else ", ") + action
+
+
+def _check_brackets(line: str, where: str) -> None:
+    if bracket := _BRACKET.search(_TAG.sub("", line)):
+        problem = "a [ is not closed" if bracket[0] == "[" else "a ] has no [ before it"
+        raise ValueError(f"{where}: {problem}. Write tags as [Name]; \\[ and \\] are plain brackets.")
+
+
+def _as_tags(names: Iterable[str]) -> str:
+    return ", ".join(f"[{name}]" for name in names)
+
+
+def _name_in(tag: str, where: str) -> str:
+    name = " ".join(tag.split())
+    if not name:
+        raise ValueError(f"{where}: the tag [] is empty. Write a name in it, or [NC] for no character.")
+    return name
+
+
+def _key(name: str) -> str:
+    return unicodedata.normalize("NFKC", " ".join(name.split())).casefold()
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\([\[\]#＃])", r"\1", text)

@@ -1,0 +1,86 @@
+"""Every test runs against the real host: COMFYUI_PATH names it, `python dev.py test` sets it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+DEVTOOLS = str(Path(__file__).resolve().parents[1] / "devtools")
+
+sys.path.insert(0, DEVTOOLS)
+import pack_alias  # noqa: E402
+
+sys.path.remove(DEVTOOLS)
+
+if TYPE_CHECKING:
+    from storydiffusion.devtools.server import ComfyServer
+
+if "COMFYUI_PATH" not in os.environ:
+    raise SystemExit("COMFYUI_PATH is not set. Run the tests with `python dev.py test`.")
+COMFYUI = Path(os.environ["COMFYUI_PATH"]).resolve()
+_arguments = sys.argv
+pack_alias.register(COMFYUI)
+pack_alias.start_comfy(cpu=True)
+sys.argv = _arguments
+
+
+@pytest.fixture(scope="session")
+def models() -> Path:
+    """Return the models folder; checkpoints are made there once and kept between runs."""
+    return pack_alias.PACK_ROOT / ".dev" / "models"
+
+
+@pytest.fixture(scope="session")
+def tiny_sd15_file(models: Path) -> Path:
+    from storydiffusion.devtools.tiny_checkpoints import TINY_SD15, ensure_checkpoint
+
+    return ensure_checkpoint(TINY_SD15, models / "checkpoints")
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl_file(models: Path) -> Path:
+    from storydiffusion.devtools.tiny_checkpoints import TINY_SDXL, ensure_checkpoint
+
+    return ensure_checkpoint(TINY_SDXL, models / "checkpoints")
+
+
+@pytest.fixture(scope="session")
+def tiny_dit_file(models: Path) -> Path:
+    from storydiffusion.devtools.tiny_checkpoints import ensure_dit
+
+    return ensure_dit(models / "diffusion_models")
+
+
+@pytest.fixture(scope="session")
+def tiny_sd15(tiny_sd15_file: Path) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE of a small SD1.5, through the host's own loader."""
+    return _load_checkpoint(tiny_sd15_file)
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tiny_sdxl_file: Path) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE of a small SDXL, through the host's own loader."""
+    return _load_checkpoint(tiny_sdxl_file)
+
+
+def _load_checkpoint(path: Path) -> tuple[Any, Any, Any]:
+    import comfy.sd
+
+    model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(str(path))
+    return model, clip, vae
+
+
+@pytest.fixture(scope="session")
+def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """One real server with this pack for all tests; models that appear later in `models` are found too."""
+    from storydiffusion.devtools.server import ComfyServer
+
+    folder = tmp_path_factory.mktemp("server")
+    models.mkdir(parents=True, exist_ok=True)
+    with ComfyServer(COMFYUI, folder / "base", models, cpu=True, log=folder / "log.txt") as running:
+        yield running
