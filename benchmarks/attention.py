@@ -1,8 +1,8 @@
 """Cost of Consistent Self-Attention in one attention layer, at the shapes of an SDXL picture of 1024 x 1024.
 
 Compares, interleaved in one run, plain self-attention (equation 1), ours (gathered tokens) and the official code's
-dense mask over the tokens of all panels. Times are ratios to plain. The floor is the key count, 1 + rate * (panels - 1):
-attention reads that many times more keys, whatever the code.
+dense mask over the tokens of all panels. Times are ratios to plain. The floor is the key count: attention reads
+1 + rate * (panels - 1) times more keys, whatever the code.
 
     python dev.py bench attention [--panels 4] [--rate 0.5] [--repeats 10]
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ..nodes.token_sharing import all_other_panels, consistent_self_attention, sample_tokens
+from ..nodes.token_sharing import TokenDraw, all_other_panels, consistent_self_attention, draw_tokens
 
 HEAD_DIM = 64
 
@@ -41,11 +41,11 @@ def multi_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Te
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
-def dense_mask(tokens: int, panels: int, indices: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+def dense_mask(tokens: int, panels: int, draws: list[TokenDraw], device: torch.device) -> torch.Tensor:
     """(panels * tokens)^2, true where a panel's query may see a key: its own tokens and the sampled ones."""
     given = torch.zeros(panels, tokens, dtype=torch.bool, device=device)
-    for panel, drawn in enumerate(indices):
-        given[panel, drawn.to(device)] = True
+    for panel, drawn in enumerate(draws):
+        given[panel, drawn.sampled.to(device)] = True
     own = torch.eye(panels, dtype=torch.bool, device=device).repeat_interleave(tokens, 1)  # (panels, B * N)
     return (own | given.flatten()).repeat_interleave(tokens, 0)
 
@@ -59,13 +59,13 @@ def contenders(
     q, k, v = (torch.randn(shape, generator=generator).to(device, dtype) for _ in range(3))
     sources = all_other_panels(panels)
 
-    def draw() -> list[torch.Tensor]:
-        return [sample_tokens(level.tokens, rate, draw=(0, 0, ("output", 0, 0), panel)) for panel in range(panels)]
+    def draw() -> list[TokenDraw]:
+        return [draw_tokens(level.tokens, rate, draw=(0, 0, ("output", 0, 0), panel)) for panel in range(panels)]
 
     mask = dense_mask(level.tokens, panels, draw(), device)
 
     def gathered() -> torch.Tensor:
-        return consistent_self_attention(q, k, v, chunks=1, sources=sources, sampled=draw(), attend=multi_head)
+        return consistent_self_attention(q, k, v, chunks=1, sources=sources, draws=draw(), attend=multi_head)
 
     def masked() -> torch.Tensor:
         joined = (tensor.flatten(0, 1)[None] for tensor in (q, k, v))

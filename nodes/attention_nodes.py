@@ -21,6 +21,7 @@ from .attention_patch import (
 from .story_text import Story
 from .story_type import StoryType
 from .token_sharing import panels_sharing_a_character, sampled_token_count
+from .window_handler import evaluate_in_windows
 
 WRAPPER_KEY = "storydiffusion_consistent_self_attention"
 BLOCK_CHOICES = ["decoder", "decoder_upper_levels", "all"]
@@ -48,6 +49,12 @@ def require_unet(model: Any) -> Any:
             f"{type(model.model).__name__} ({type(unet).__name__}). Load an SD1.5 or SDXL checkpoint."
         )
     return unet
+
+
+def story_sources(story: Story) -> list[list[int]]:
+    """For each panel of `story` the panels it reads from."""
+    references = [index for index, panel in enumerate(story.panels) if panel.is_reference]
+    return panels_sharing_a_character([panel.characters for panel in story.panels], references)
 
 
 def share_tokens(model: Any, settings: SharingSettings, keys: Sequence[BlockKey]) -> None:
@@ -129,6 +136,16 @@ class StoryApplyConsistentSelfAttention(io.ComfyNode):
                     "leaves the coarsest decoder level alone, so poses stay more varied. all: encoder and middle too; "
                     "slower.",
                 ),
+                io.Int.Input(
+                    "window",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    tooltip="Panels that the model sees at once; 0: all. A longer story is drawn in windows of this "
+                    "many panels, with the memory of one window. Every window also holds the panels in which its "
+                    "characters first appear.",
+                    advanced=True,
+                ),
                 StoryType.Input(
                     "story",
                     optional=True,
@@ -148,6 +165,7 @@ class StoryApplyConsistentSelfAttention(io.ComfyNode):
         start_percent: float,
         end_percent: float,
         blocks: str,
+        window: int,
         story: Story | None = None,
     ) -> io.NodeOutput:
         """Clone the model and attach the patches."""
@@ -155,17 +173,19 @@ class StoryApplyConsistentSelfAttention(io.ComfyNode):
             raise ValueError(f"start_percent is {start_percent}; it must be below end_percent, which is {end_percent}.")
         sampled_token_count(1, sampling_rate)  # refuses a rate out of range before any sampling starts
         keys = choose_blocks(self_attention_blocks(require_unet(model)), blocks)
-        sources = panels_sharing_a_character([panel.characters for panel in story.panels]) if story else None
+        casts = [panel.characters for panel in story.panels] if story else None
         schedule = model.get_model_object("model_sampling")
         settings = SharingSettings(
             sampling_rate=sampling_rate,
             seed=seed,
             sigma_start=schedule.percent_to_sigma(start_percent),
             sigma_end=schedule.percent_to_sigma(end_percent),
-            sources=tuple(map(tuple, sources)) if sources is not None else None,
+            sources=story_sources(story) if story else None,
         )
         model = model.clone()
         share_tokens(model, settings, keys)
+        if window:
+            evaluate_in_windows(model, window, casts)
         model.add_wrapper_with_key(
             comfy.patcher_extension.WrappersMP.OUTER_SAMPLE,
             WRAPPER_KEY,

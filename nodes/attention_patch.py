@@ -10,7 +10,8 @@ import comfy.ldm.modules.attention
 import comfy.ldm.modules.diffusionmodules.openaimodel as openaimodel
 import torch
 
-from .token_sharing import all_other_panels, consistent_self_attention, sample_tokens, sampled_token_count
+from .frame_indices import frame_indices, frames_per_call
+from .token_sharing import consistent_self_attention, draw_tokens, sampled_token_count, sources_within
 
 STEP_KEY = "storydiffusion_step"
 """Entry of transformer_options: the `SamplingStep` of the running model call."""
@@ -43,7 +44,7 @@ class SharingSettings:
     seed: int
     sigma_start: float
     sigma_end: float
-    sources: tuple[tuple[int, ...], ...] | None
+    sources: Sequence[Sequence[int]] | None
     """For each panel the panels it reads from; None: every panel reads from all the others."""
 
 
@@ -130,18 +131,17 @@ class ConsistentSelfAttentionPatch:
             return attend(q, k, v)
 
         require_whole_panels(q, extra_options)
-        chunks = len(extra_options["cond_or_uncond"])
-        panels = q.shape[0] // chunks
+        panels = frame_indices(frames_per_call(q.shape[0], extra_options), extra_options)
         block = (*extra_options["block"], extra_options["block_index"])
         return consistent_self_attention(
             q,
             k,
             v,
-            chunks=chunks,
-            sources=all_other_panels(panels) if settings.sources is None else settings.sources,
-            sampled=[
-                sample_tokens(tokens, settings.sampling_rate, draw=(settings.seed, step.index, block, panel))
-                for panel in range(panels)
+            chunks=len(extra_options["cond_or_uncond"]),
+            sources=sources_within(panels, settings.sources),
+            draws=[
+                draw_tokens(tokens, settings.sampling_rate, draw=(settings.seed, step.index, block, panel))
+                for panel in panels
             ],
             attend=attend,
         )

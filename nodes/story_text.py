@@ -46,11 +46,13 @@ class Panel:
 
     `prompt` is complete (characters described, style applied). `characters` names those who stand in the
     panel: none for `[NC]`; in a story that names nobody, every other panel has `UNNAMED_CHARACTER`.
+    `is_reference` marks a given picture that the story's panels are drawn after, not one that is drawn.
     """
 
     prompt: str
     caption: str
     characters: tuple[str, ...]
+    is_reference: bool = False
 
 
 @dataclass(frozen=True)

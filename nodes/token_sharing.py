@@ -7,7 +7,8 @@ the unconditional half of classifier-free guidance), and panels only ever share 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -22,20 +23,30 @@ def sampled_token_count(tokens: int, rate: float) -> int:
     return round(tokens * rate)
 
 
-def sample_tokens(tokens: int, rate: float, *, draw: tuple[object, ...]) -> torch.Tensor:
-    """Draw token indices of one source panel: RandSample of equation 2.
+@dataclass(frozen=True)
+class TokenDraw:
+    """How one panel's tokens are divided: `sampled` (M,) go to its readers, `rest` (N - M,) stay with it.
+
+    Both sorted int64 on the CPU; together every index of the panel once.
+    """
+
+    sampled: torch.Tensor
+    rest: torch.Tensor
+
+
+def draw_tokens(tokens: int, rate: float, *, draw: tuple[object, ...]) -> TokenDraw:
+    """Draw the tokens that one source panel gives: RandSample of equation 2.
 
     The draw depends on `draw` alone (seed, step, block and panel): not on the device, on what ran before, or on
     the number of panels, so a panel gives the same tokens in every window it appears in.
-
-    Returns (M,) sorted int64 indices on the CPU, M = `sampled_token_count`, without repetition.
     """
     count = sampled_token_count(tokens, rate)
     # Python's own hash() is salted per process; a digest is one number everywhere.
     digest = hashlib.blake2b(repr(draw).encode(), digest_size=7).digest()
     generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little"))
+    order = torch.randperm(tokens, generator=generator)
     # Sorted: attention doesn't care about the order of keys, memory reads do.
-    return torch.randperm(tokens, generator=generator)[:count].sort().values
+    return TokenDraw(sampled=order[:count].sort().values, rest=order[count:].sort().values)
 
 
 def all_other_panels(panels: int) -> list[list[int]]:
@@ -43,16 +54,39 @@ def all_other_panels(panels: int) -> list[list[int]]:
     return [[source for source in range(panels) if source != reader] for reader in range(panels)]
 
 
-def panels_sharing_a_character(characters: Sequence[Sequence[str]]) -> list[list[int]]:
+def panels_sharing_a_character(
+    characters: Sequence[Sequence[str]], references: Collection[int] = ()
+) -> list[list[int]]:
     """For each panel the other panels that have at least one character in common with it.
 
-    A panel without characters reads from none, and none reads from it.
+    A panel without characters reads from none, and none reads from it. `references` names panels that are only read:
+    given pictures, whose tokens must not change with the story drawn after them.
     """
     casts = [frozenset(names) for names in characters]
     return [
-        [source for source, other in enumerate(casts) if source != reader and other & cast]
+        [source for source, other in enumerate(casts) if source != reader and other & cast and reader not in references]
         for reader, cast in enumerate(casts)
     ]
+
+
+def sources_within(panels: Sequence[int], sources: Sequence[Sequence[int]] | None) -> list[list[int]]:
+    """`sources` of a story restricted to a window of it: positions within `panels`, the window's panels in row order.
+
+    With `sources` None every panel reads from all the others.
+    """
+    if sources is None:
+        return all_other_panels(len(panels))
+    position = {panel: row for row, panel in enumerate(panels)}
+    return [[position[source] for source in sources[panel] if source in position] for panel in panels]
+
+
+def readers_by_pool(sources: Sequence[Sequence[int]]) -> dict[tuple[int, ...], list[int]]:
+    """Panels that read from the same pool of panels, themselves included; panels without sources are left out."""
+    pools: dict[tuple[int, ...], list[int]] = {}
+    for reader, readable in enumerate(sources):
+        if readable:
+            pools.setdefault(tuple(sorted({reader, *readable})), []).append(reader)
+    return pools
 
 
 def consistent_self_attention(
@@ -62,22 +96,25 @@ def consistent_self_attention(
     *,
     chunks: int,
     sources: Sequence[Sequence[int]],
-    sampled: Sequence[torch.Tensor],
+    draws: Sequence[TokenDraw],
     attend: Attend,
 ) -> torch.Tensor:
     """O_i = Attention(Q_i, K_Pi, V_Pi) with P_i = [S_i, I_i] (equation 3), on projected tensors.
 
     Keys and values are projected once, by the caller, and gathered here; a projection acts on each token alone, so
     this equals projecting the gathered tokens. S_i is made of one draw per *source* panel, which all its readers
-    share (as the official code's gather does); a panel's own tokens are always all there. Beside its result it
-    needs the keys and values of a single reader at a time.
+    share (as the official code's gather does); a panel's own tokens are always all there.
+
+    A reader's own sampled tokens are keys of its own as well, so P_i is the sampled tokens of the whole pool, the
+    same for every reader of the pool, and the rest of its own: only that rest is copied anew for each reader.
+    Beside its result this needs the keys and values of a single reader.
 
     Args:
         q, k, v: (chunks * B, N, C) for B panels of N tokens; rows are chunk-major.
         chunks: how many times the B panels follow one another in the batch.
         sources: for each of the B panels, the panels it reads from.
-        sampled: for each of the B panels, (M,) indices of the tokens it gives.
-        attend: plain attention; also called for panels that read from no other.
+        draws: for each of the B panels, what it gives; all give the same number of tokens.
+        attend: plain attention; it must not keep k and v, whose memory the next reader gets.
 
     Returns:
         (chunks * B, N, C)
@@ -90,18 +127,25 @@ def consistent_self_attention(
         raise ValueError(
             f"The batch has {q.shape[0]} rows, which is not {chunks} times the {panels} panels that share tokens."
         )
-    if not any(sources):
+    pools = readers_by_pool(sources)
+    if not pools:
         return attend(q, k, v)
 
     q, k, v = (tensor.unflatten(0, (chunks, panels)) for tensor in (q, k, v))  # (chunks, B, N, C)
-    given = sorted({source for readable in sources for source in readable})
-    indices = {panel: sampled[panel].to(k.device) for panel in given}
-    shared_k = {panel: k[:, panel].index_select(1, indices[panel]) for panel in given}  # each (chunks, M, C)
-    shared_v = {panel: v[:, panel].index_select(1, indices[panel]) for panel in given}
-
+    sampled = torch.stack([draw.sampled for draw in draws]).to(q.device, non_blocking=True)  # (B, M)
+    rest = torch.stack([draw.rest for draw in draws]).to(q.device, non_blocking=True)  # (B, N - M)
     out = torch.empty_like(q)
-    for reader, readable in enumerate(sources):
-        k_paired = torch.cat([k[:, reader], *(shared_k[panel] for panel in readable)], dim=1)
-        v_paired = torch.cat([v[:, reader], *(shared_v[panel] for panel in readable)], dim=1)
-        out[:, reader] = attend(q[:, reader], k_paired, v_paired)
+    for pool, readers in pools.items():
+        shared = sampled.shape[1] * len(pool)
+        paired_k, paired_v = (tensor.new_empty(chunks, shared + rest.shape[1], q.shape[-1]) for tensor in (k, v))
+        for paired, tensor in ((paired_k, k), (paired_v, v)):
+            paired[:, :shared] = torch.cat([tensor[:, panel, sampled[panel]] for panel in pool], dim=1)
+        for reader in readers:
+            paired_k[:, shared:] = k[:, reader, rest[reader]]
+            paired_v[:, shared:] = v[:, reader, rest[reader]]
+            out[:, reader] = attend(q[:, reader], paired_k, paired_v)
+    alone = [panel for panel, readable in enumerate(sources) if not readable]
+    if alone:
+        plain = (tensor[:, alone].flatten(0, 1) for tensor in (q, k, v))
+        out[:, alone] = attend(*plain).unflatten(0, (chunks, len(alone)))
     return out.flatten(0, 1)

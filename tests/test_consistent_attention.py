@@ -7,7 +7,7 @@ import torch
 from storydiffusion.nodes.attention_nodes import StoryApplyConsistentSelfAttention, choose_blocks
 from storydiffusion.nodes.attention_patch import STEP_KEY, current_step, self_attention_blocks
 from storydiffusion.nodes.story_text import Panel, Story
-from storydiffusion.nodes.token_sharing import sample_tokens
+from storydiffusion.nodes.token_sharing import draw_tokens
 
 PROMPTS = [
     "a man walks",
@@ -20,9 +20,9 @@ PROMPTS = [
 ]
 
 
-def apply(model, sampling_rate=0.5, seed=0, start_percent=0.0, end_percent=1.0, blocks="decoder", story=None):
+def apply(model, sampling_rate=0.5, seed=0, start_percent=0.0, end_percent=1.0, blocks="decoder", window=0, story=None):
     return StoryApplyConsistentSelfAttention.execute(
-        model, sampling_rate, seed, start_percent, end_percent, blocks, story
+        model, sampling_rate, seed, start_percent, end_percent, blocks, window, story
     ).result[0]
 
 
@@ -116,7 +116,7 @@ def test_equals_the_papers_equations_on_the_models_own_hidden_states(tiny_sd15, 
         sample(apply(model, seed=11, blocks="all"), clip)
     assert record.chunks == [2, 2]
     for call, (hidden, out) in enumerate(zip(record.hidden, record.out, strict=True)):
-        draw = [sample_tokens(hidden.shape[1], 0.5, draw=(11, call, (*block, 0), panel)) for panel in range(3)]
+        draw = [draw_tokens(hidden.shape[1], 0.5, draw=(11, call, (*block, 0), panel)).sampled for panel in range(3)]
         reference = equation_3(hidden, record.layer.attn1, 2, draw)
         assert ((out.double() - reference).norm() / reference.norm()).item() <= 1e-6
 
@@ -126,7 +126,7 @@ def test_equals_the_papers_equations_in_deep_sdxl_blocks(tiny_sdxl):
     with Recorder(model, ("input", 5), transformer=3) as record:
         sample(apply(model, blocks="all"), clip, steps=1)
     hidden, out = record.hidden[0], record.out[0]
-    draw = [sample_tokens(hidden.shape[1], 0.5, draw=(0, 0, ("input", 5, 3), panel)) for panel in range(3)]
+    draw = [draw_tokens(hidden.shape[1], 0.5, draw=(0, 0, ("input", 5, 3), panel)).sampled for panel in range(3)]
     reference = equation_3(hidden, record.layer.attn1, 2, draw)
     assert ((out.double() - reference).norm() / reference.norm()).item() <= 1e-6
 
@@ -211,7 +211,7 @@ def test_chunk_orders_are_each_exact(tiny_sd15, case):
         sample(apply(model), clip, steps=1, **arguments)
     assert record.chunks == chunks
     for count, hidden, out in zip(record.chunks, record.hidden, record.out, strict=True):
-        draw = [sample_tokens(hidden.shape[1], 0.5, draw=(0, 0, ("output", 2, 0), panel)) for panel in range(3)]
+        draw = [draw_tokens(hidden.shape[1], 0.5, draw=(0, 0, ("output", 2, 0), panel)).sampled for panel in range(3)]
         reference = equation_3(hidden, record.layer.attn1, count, draw)
         assert ((out.double() - reference).norm() / reference.norm()).item() <= 1e-6
 

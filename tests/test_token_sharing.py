@@ -4,10 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from storydiffusion.nodes.token_sharing import (
+    TokenDraw,
     all_other_panels,
     consistent_self_attention,
+    draw_tokens,
     panels_sharing_a_character,
-    sample_tokens,
     sampled_token_count,
 )
 
@@ -19,7 +20,7 @@ def attend(q, k, v):
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def brute_force(q, k, v, *, chunks, sources, sampled):
+def brute_force(q, k, v, *, chunks, sources, draws):
     """Equation 3, one query token and one head at a time, in float64."""
     panels, width = len(sources), q.shape[-1] // HEADS
     q, k, v = (t.double() for t in (q, k, v))
@@ -27,7 +28,9 @@ def brute_force(q, k, v, *, chunks, sources, sampled):
     for row in range(q.shape[0]):
         chunk, reader = divmod(row, panels)
         pairs = [(row, token) for token in range(k.shape[1])]
-        pairs += [(chunk * panels + source, int(token)) for source in sources[reader] for token in sampled[source]]
+        pairs += [
+            (chunk * panels + source, int(token)) for source in sources[reader] for token in draws[source].sampled
+        ]
         for head in range(HEADS):
             part = slice(head * width, (head + 1) * width)
             for token in range(q.shape[1]):
@@ -51,7 +54,7 @@ def test_equals_brute_force(chunks, panels, rate):
     sharing = {
         "chunks": chunks,
         "sources": all_other_panels(panels),
-        "sampled": [sample_tokens(tokens, rate, draw=(0, panel)) for panel in range(panels)],
+        "draws": [draw_tokens(tokens, rate, draw=(0, panel)) for panel in range(panels)],
     }
     ours = consistent_self_attention(q, k, v, attend=attend, **sharing)
     assert relative_error(ours, brute_force(q, k, v, **sharing)) <= 1e-6
@@ -63,7 +66,7 @@ def test_routing_by_character_equals_brute_force():
     sharing = {
         "chunks": 2,
         "sources": panels_sharing_a_character([("Bob",), ("Ann",), (), ("Ann", "Bob")]),
-        "sampled": [sample_tokens(6, 0.5, draw=(panel,)) for panel in range(4)],
+        "draws": [draw_tokens(6, 0.5, draw=(panel,)) for panel in range(4)],
     }
     ours = consistent_self_attention(q, k, v, attend=attend, **sharing)
     assert relative_error(ours, brute_force(q, k, v, **sharing)) <= 1e-6
@@ -73,18 +76,18 @@ def test_gathering_after_projection_equals_projecting_the_gathered_tokens():
     generator = torch.Generator().manual_seed(3)
     hidden = torch.randn(3, 16, 8, generator=generator, dtype=torch.float64)
     to_q, to_k, to_v = (torch.randn(8, 8, generator=generator, dtype=torch.float64) for _ in range(3))
-    sampled = [sample_tokens(16, 0.5, draw=(panel,)) for panel in range(3)]
+    draws = [draw_tokens(16, 0.5, draw=(panel,)) for panel in range(3)]
     ours = consistent_self_attention(
         hidden @ to_q,
         hidden @ to_k,
         hidden @ to_v,
         chunks=1,
         sources=all_other_panels(3),
-        sampled=sampled,
+        draws=draws,
         attend=attend,
     )
     for i in range(3):
-        s_i = torch.cat([hidden[j, sampled[j]] for j in range(3) if j != i])
+        s_i = torch.cat([hidden[j, draws[j].sampled] for j in range(3) if j != i])
         p_i = torch.cat([s_i, hidden[i]])[None]  # P_i = [S_i, I_i]
         torch.testing.assert_close(ours[i : i + 1], attend(hidden[i : i + 1] @ to_q, p_i @ to_k, p_i @ to_v))
 
@@ -100,7 +103,7 @@ def test_panel_without_sources_is_plain_and_chunks_do_not_mix():
     q, k, v = (torch.randn(2 * 3, 6, 8, generator=generator) for _ in range(3))
     sharing = {
         "sources": panels_sharing_a_character([("Bob",), (), ("Bob",)]),
-        "sampled": [torch.arange(6)] * 3,
+        "draws": [TokenDraw(torch.arange(6), torch.arange(0))] * 3,
         "attend": attend,
     }
     both = consistent_self_attention(q, k, v, chunks=2, **sharing)
@@ -110,30 +113,25 @@ def test_panel_without_sources_is_plain_and_chunks_do_not_mix():
     assert not torch.allclose(both[0], attend(q, k, v)[0])
 
 
-def test_sampling_is_a_set_of_the_asked_size_that_the_draw_alone_decides():
-    drawn = sample_tokens(1000, 0.5, draw=(7, 3, ("output", 1, 0), 2))
-    assert drawn.shape == (500,)
-    assert drawn.unique().numel() == 500
-    assert drawn.max() < 1000
-    assert torch.equal(drawn, sample_tokens(1000, 0.5, draw=(7, 3, ("output", 1, 0), 2)))
-    for other in [
-        (8, 3, ("output", 1, 0), 2),
-        (7, 4, ("output", 1, 0), 2),
-        (7, 3, ("output", 2, 0), 2),
-        (7, 3, 3),
-    ]:
-        assert not torch.equal(drawn, sample_tokens(1000, 0.5, draw=other))
+def test_a_draw_divides_the_tokens_and_depends_on_its_key_alone():
+    key = (7, 3, ("output", 1, 0), 2)
+    drawn = draw_tokens(1000, 0.5, draw=key)
+    assert drawn.sampled.shape == drawn.rest.shape == (500,)
+    assert torch.equal(torch.cat([drawn.sampled, drawn.rest]).sort().values, torch.arange(1000))
+    assert torch.equal(drawn.sampled, draw_tokens(1000, 0.5, draw=key).sampled)
+    for other in [(8, *key[1:]), (7, 4, *key[2:]), (7, 3, ("output", 2, 0), 2), (*key[:3], 3)]:
+        assert not torch.equal(drawn.sampled, draw_tokens(1000, 0.5, draw=other).sampled)
 
 
 def test_sampling_is_the_same_in_every_process_and_version():
     """The draw is part of a picture's recipe: changing it changes every picture ever published."""
-    assert sample_tokens(10, 0.5, draw=(0, 0, ("output", 0, 0), 0)).tolist() == [1, 3, 4, 6, 7]
+    assert draw_tokens(10, 0.5, draw=(0, 0, ("output", 0, 0), 0)).sampled.tolist() == [1, 3, 4, 6, 7]
 
 
 def test_sampling_is_uniform():
     counts = torch.zeros(32)
     for draw in range(2000):
-        counts[sample_tokens(32, 0.25, draw=(draw,))] += 1
+        counts[draw_tokens(32, 0.25, draw=(draw,)).sampled] += 1
     assert (counts / 2000 - 0.25).abs().max() < 0.05
 
 
@@ -152,5 +150,11 @@ def test_rows_that_are_not_whole_chunks_of_panels():
     q = torch.zeros(5, 4, 8)
     with pytest.raises(ValueError, match="5 rows"):
         consistent_self_attention(
-            q, q, q, chunks=2, sources=all_other_panels(3), sampled=[torch.arange(4)] * 3, attend=attend
+            q,
+            q,
+            q,
+            chunks=2,
+            sources=all_other_panels(3),
+            draws=[TokenDraw(torch.arange(4), torch.arange(0))] * 3,
+            attend=attend,
         )

@@ -1,0 +1,35 @@
+"""ComfyUI with this pack and the small models, to try by hand: `storydiffusion.devtools.serve [PORT]`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from .server import PACK_ROOT, ComfyServer, ServerError
+from .tiny_checkpoints import ALL, ensure_checkpoint
+
+
+def main() -> None:
+    models = PACK_ROOT / ".dev" / "models"
+    for checkpoint in ALL:
+        ensure_checkpoint(checkpoint, models / "checkpoints")
+    port = int(sys.argv[1]) if len(sys.argv) > 1 else None
+    comfyui = Path(os.environ["COMFYUI_PATH"])
+    server = ComfyServer(
+        comfyui, PACK_ROOT / ".dev" / "base", models, cpu=not torch.cuda.is_available(), port=port
+    )
+    try:
+        with server:
+            print(f"\nComfyUI runs at {server.url} (Ctrl+C stops it).\n", flush=True)
+            server.wait()
+    except ServerError as error:
+        sys.exit(f"serve: {error}")
+    except KeyboardInterrupt:
+        print("stopped")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The toy world: a procedural pixel-art world and a diffusion model trained in it."""

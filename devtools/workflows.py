@@ -1,0 +1,65 @@
+"""Shipped workflows, and the changes that let them run on a small model."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+from .server import PACK_ROOT, Prompt
+
+WORKFLOWS = PACK_ROOT / "workflows"
+
+
+def load_api_workflow(name: str) -> Prompt:
+    """Return the API-format twin of a shipped workflow."""
+    prompt: Prompt = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    return prompt
+
+
+def api_workflow_names() -> list[str]:
+    return sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
+
+
+def node_of(prompt: Prompt, class_type: str) -> str:
+    """Return the id of the only node of this class."""
+    (node_id,) = [key for key, node in prompt.items() if node["class_type"] == class_type]
+    return node_id
+
+
+def node_saving(prompt: Prompt, class_type: str) -> str:
+    """Return the id of the SaveImage node that saves the images of the only node of this class."""
+    source = node_of(prompt, class_type)
+    saving = [key for key, node in prompt.items() if node["class_type"] == "SaveImage"]
+    (node_id,) = [key for key in saving if prompt[key]["inputs"]["images"][0] == source]
+    return node_id
+
+
+def with_inputs(prompt: Prompt, changes: dict[str, dict[str, Any]]) -> Prompt:
+    """Return a copy in which every node of a class in `changes` has these inputs instead.
+
+    Raises:
+        KeyError: no node of the class has such an input, so the change would be without effect.
+    """
+    changed = copy.deepcopy(prompt)
+    for class_type, inputs in changes.items():
+        nodes = [node for node in changed.values() if node["class_type"] == class_type]
+        for name, value in inputs.items():
+            if not any(name in node["inputs"] for node in nodes):
+                raise KeyError(f"{class_type}.{name}")
+            for node in nodes:
+                node["inputs"][name] = value
+    return changed
+
+
+def on_small_model(prompt: Prompt, checkpoint: Path, *, size: int, steps: int) -> Prompt:
+    """Return the workflow on another checkpoint, smaller and shorter; nothing else is changed."""
+    return with_inputs(
+        prompt,
+        {
+            "CheckpointLoaderSimple": {"ckpt_name": checkpoint.name},
+            "EmptyLatentImage": {"width": size, "height": size},
+            "KSampler": {"steps": steps},
+        },
+    )

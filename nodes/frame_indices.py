@@ -1,0 +1,41 @@
+"""Which frames of a video a UNet call holds, when context windows split the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def frames_per_call(rows: int, transformer_options: Mapping[str, Any]) -> int:
+    """Return how many frames each prompt's chunk of a call has; `rows` counts the call's whole batch.
+
+    A call holds one chunk per entry of `cond_or_uncond`, in any order and number, and chunks are equally long.
+    """
+    chunks = len(transformer_options["cond_or_uncond"])
+    frames, rest = divmod(rows, chunks)
+    if rest:
+        raise ValueError(f"A batch of {rows} rows can't be split into {chunks} prompts of equally many frames.")
+    return frames
+
+
+def frame_indices(frames: int, transformer_options: Mapping[str, Any]) -> list[int]:
+    """Return the positions, in the whole video, of a call's frames, in the order of its rows.
+
+    Understands the host's context windows (with the extra frame that causal_window_fix puts first) and those of
+    AnimateDiff-Evolved; without either, or when a call holds the whole video, they are 0..frames-1.
+    """
+    window = transformer_options.get("context_window")
+    ade = transformer_options.get("ad_params", {}).get("sub_idxs")
+    if window is not None:
+        anchor = getattr(window, "causal_anchor_index", None)
+        indices = [*([anchor] if anchor is not None and anchor >= 0 else []), *window.index_list]
+        # The host never clears the window: a later call that holds the whole video still finds the last one.
+        if len(indices) != frames == window.total_frames:
+            return list(range(frames))
+    elif ade is not None:
+        indices = list(ade)
+    else:
+        return list(range(frames))
+    if len(indices) != frames:
+        raise ValueError(f"The context window names {len(indices)} frames, but the call holds {frames}.")
+    return indices

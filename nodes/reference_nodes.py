@@ -1,0 +1,84 @@
+"""Node: Add Reference Panels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from .reference_panels import add_reference_panels, add_reference_rows
+from .story_text import Story, parse_story
+from .story_type import StoryType
+
+
+class StoryAddReferencePanels(io.ComfyNode):
+    """Put given pictures in front of a story, for its panels to be drawn after."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="StoryAddReferencePanels",
+            display_name="Add Reference Panels",
+            category="StoryDiffusion",
+            description=(
+                "Puts pictures of your own in front of a story: a character to draw, or panels of an earlier chapter. "
+                "They stay as they are, and Consistent Self-Attention makes the story's panels look like them."
+            ),
+            search_aliases=["StoryDiffusion", "reference image", "my own character", "continue story", "keep panels"],
+            inputs=[
+                StoryType.Input("story", tooltip="The story to draw, from Story Prompt Splitter."),
+                io.Latent.Input("latent", tooltip="The panels' latent batch, one row per panel of the story."),
+                io.Image.Input("images", tooltip="The reference pictures, in the size of the panels."),
+                io.Vae.Input("vae", tooltip="The VAE of the checkpoint, to encode the pictures."),
+                io.String.Input(
+                    "references",
+                    multiline=True,
+                    placeholder="[Bob] stands in front of a white wall",
+                    tooltip="One line per picture, written like a panel of the story: who stands in it, and what it "
+                    "shows. Panels look at the pictures in which their characters stand.",
+                ),
+                io.String.Input(
+                    "characters",
+                    multiline=True,
+                    optional=True,
+                    default="",
+                    tooltip="The same character sheet as in Story Prompt Splitter.",
+                ),
+            ],
+            outputs=[
+                StoryType.Output(
+                    display_name="story",
+                    tooltip="References and panels, for Encode Story Prompts and Apply Consistent Self-Attention.",
+                ),
+                io.Latent.Output(display_name="latent", tooltip="References and panels, for the KSampler."),
+                io.Int.Output(
+                    display_name="reference_count",
+                    tooltip="Number of pictures in front. To keep the panels only, connect it to batch_index of "
+                    "Image From Batch after decoding.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, story: Story, latent: dict[str, Any], images: torch.Tensor, vae: Any, references: str, characters: str = ""
+    ) -> io.NodeOutput:
+        """Encode the pictures and put them in front of story and latent."""
+        panels, rows = len(story.panels), latent["samples"].shape[0]
+        if rows != panels:
+            raise ValueError(
+                f"The story has {panels} panels, but the latent batch has {rows}. Connect panel_count of Story Prompt "
+                f"Splitter to batch_size of the empty latent."
+            )
+        described = parse_story(references, characters, split_by="line")
+        if len(described.panels) != images.shape[0]:
+            raise ValueError(
+                f"references describes {len(described.panels)} pictures, but images holds {images.shape[0]}. Write one "
+                f"line for each picture."
+            )
+        encoded = vae.encode(images[..., :3])
+        return io.NodeOutput(
+            add_reference_panels(story, described), add_reference_rows(latent, encoded), images.shape[0]
+        )

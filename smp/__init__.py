@@ -1,0 +1,1 @@
+"""Semantic Motion Predictor: host-free model, checkpoint format and training."""

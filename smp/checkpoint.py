@@ -1,0 +1,95 @@
+"""SMP checkpoints: one safetensors file with predictor, added projections and their config.
+
+Tensors: `motion.predictor.*`, `motion.resampler.*`, `motion.projection.*` and
+    `added_kv.blocks.{i}.to_{k,v}.weight`.
+Metadata: `format` = "storydiffusion-smp", `format_version`, and `config`, the `SMPModelConfig` as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .config import SMPModelConfig
+from .injection import AddedKV
+from .model import SemanticMotion, SMPWeights
+
+FORMAT = "storydiffusion-smp"
+FORMAT_VERSION = 1
+
+
+def save_checkpoint(path: Path, motion: SemanticMotion, added_kv: AddedKV) -> None:
+    """Write an SMP to `path`, whole or not at all: the file appears under its name once it is complete.
+
+    Raises:
+        ValueError: the SMP has no predictor, or its parts do not fit each other.
+    """
+    if motion.config.predictor is None:
+        raise ValueError("Only an SMP with a predictor is saved; interpolation has nothing trained to keep.")
+    if added_kv.sites != motion.config.sites:
+        raise ValueError("The added projections are for other cross-attention sites than the config names.")
+    weights = SMPWeights(motion.config, motion.state_dict(), added_kv.state_dict())
+    tensors = {f"motion.{name}": tensor.contiguous() for name, tensor in weights.motion.items()}
+    tensors |= {f"added_kv.{name}": tensor.contiguous() for name, tensor in weights.added_kv.items()}
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "config": json.dumps(motion.config.to_dict(), sort_keys=True),
+    }
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, metadata=metadata)
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path) -> SMPWeights:
+    """Read an SMP checkpoint.
+
+    Raises:
+        ValueError: not safetensors, another kind of file, a newer format, or weights that do not fit the
+            config; the message names the file and says which.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            config = _read_config(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        return SMPWeights(config, **_split(tensors))
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is not a readable safetensors file: {error}.") from error
+    except ValueError as error:
+        raise ValueError(f"{path.name} cannot be used as an SMP checkpoint. {error}") from error
+
+
+def _read_config(metadata: dict[str, str]) -> SMPModelConfig:
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"Its metadata does not say format {FORMAT!r}, so it is some other kind of file.")
+    version = metadata.get("format_version", "")
+    if version != str(FORMAT_VERSION):
+        raise ValueError(f"Its format version is {version!r}; this pack reads version {FORMAT_VERSION}.")
+    try:
+        data = json.loads(metadata["config"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"Its metadata has no readable config: {error!r}.") from error
+    config = SMPModelConfig.from_dict(data)
+    if config.predictor is None:
+        raise ValueError("Its config has no predictor.")
+    return config
+
+
+def _split(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    parts: dict[str, dict[str, Tensor]] = {"motion": {}, "added_kv": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        if part not in parts:
+            raise ValueError(f"It holds a tensor {name!r} that belongs to no part of an SMP.")
+        parts[part][rest] = tensor
+    return parts

@@ -1,0 +1,153 @@
+"""The consistency benchmark measures what it says: known pictures give known numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from storydiffusion.benchmarks import consistency_routing as routing
+from storydiffusion.benchmarks.consistency import (
+    CONTROL,
+    DEFAULT,
+    PLAIN,
+    contact_sheet,
+    failures,
+    table,
+)
+from storydiffusion.benchmarks.consistency_metrics import Figure, measure, over_stories
+from storydiffusion.benchmarks.consistency_sampling import (
+    Painter,
+    Sampling,
+    Setting,
+    rendered_stories,
+    shuffled_values,
+    story_prompts,
+)
+from storydiffusion.devtools.toy.oracle import read_pictures
+
+PROMPTS = story_prompts(24, 4, seed=3)
+
+
+def test_panels_of_a_story_differ_in_scene_and_pose() -> None:
+    for story in PROMPTS:
+        assert len({panel.scene for panel in story}) == 4
+        assert len({panel.pose for panel in story}) == 4
+        assert len({panel.position for panel in story}) == 3
+        assert len({panel.kind for panel in story}) == 1
+
+
+def test_one_look_per_story_measures_as_perfect() -> None:
+    figures = measure(read_pictures(rendered_stories(PROMPTS, 1, one_look=True)), PROMPTS)
+    assert figures["d"].mean == pytest.approx(0, abs=0.01)
+    assert figures["agreement"].mean == 1
+    assert figures["hat_agreement"].mean == 1
+    assert figures["coherence"].mean == pytest.approx(0, abs=0.01)
+    assert figures["off_palette"].mean == pytest.approx(0, abs=0.01)
+    assert figures["diversity"].mean > 0.8
+    assert figures["pose_diversity"].mean == 1
+    assert all(figures[name].mean == 1 for name in ("scene", "pose", "position", "kind"))
+
+
+def test_a_new_look_per_panel_measures_as_chance() -> None:
+    figures = measure(read_pictures(rendered_stories(PROMPTS, 1, one_look=False)), PROMPTS)
+    assert figures["d/across"].mean == pytest.approx(1, abs=0.1)
+    # One in eight for clothes, one in five for hair, one in four for skin.
+    assert figures["agreement"].mean == pytest.approx(0.16, abs=0.05)
+    assert figures["hat_agreement"].mean == pytest.approx(0.5, abs=0.12)
+
+
+def test_one_muddy_colour_for_all_lowers_d_but_not_d_over_across() -> None:
+    images = rendered_stories(PROMPTS, 1, one_look=False)
+    chance = measure(read_pictures(images), PROMPTS)
+    muddy = measure(read_pictures(images * 0.5 + images.mean(0) * 0.5), PROMPTS)
+    assert muddy["d"].mean < 0.7 * chance["d"].mean
+    assert muddy["d/across"].mean > 0.85
+    assert muddy["off_palette"].mean > 20
+
+
+def test_fidelity_fails_for_the_pictures_of_other_prompts() -> None:
+    images = rendered_stories(PROMPTS[1:] + PROMPTS[:1], 1, one_look=True)
+    figures = measure(read_pictures(images), PROMPTS)
+    assert figures["scene"].mean < 0.4
+    assert figures["pose"].mean < 0.4
+
+
+def test_standard_error_over_stories() -> None:
+    figure = over_stories(np.array([1.0, 2.0, 3.0, np.nan]))
+    assert figure.mean == 2
+    assert figure.error == pytest.approx(1 / np.sqrt(3))
+
+
+def test_failures_name_each_threshold() -> None:
+    def row(**values: float) -> dict[str, Figure]:
+        good = {"d/across": 1.0, "agreement": 0.7, "scene": 1.0}
+        return {name: Figure(values.get(name.replace("/", "_"), value), 0.01) for name, value in good.items()}
+
+    good = {PLAIN.name: row(), DEFAULT.name: row(d_across=0.3), CONTROL.name: row()}
+    assert failures(good) == []
+    assert len(failures({**good, DEFAULT.name: row(d_across=0.5, agreement=0.5, scene=0.97)})) == 3
+    assert len(failures({**good, PLAIN.name: row(d_across=0.8)})) == 1
+    assert len(failures({**good, CONTROL.name: row(d_across=0.7)})) == 1
+
+
+def test_table_and_sheet() -> None:
+    images = rendered_stories(PROMPTS, 1, one_look=True)
+    rows = {"perfect": measure(read_pictures(images), PROMPTS)}
+    assert "| perfect | 0.0 ± 0.0 |" in table(rows)
+    sheet = contact_sheet([images, images])
+    assert sheet.size == ((2 * 4 * 33 + 3) * 4, 6 * 33 * 4)
+
+
+def test_shuffled_values_leave_own_tokens_alone() -> None:
+    q, k, v = (torch.randn(2, tokens, 32, generator=torch.Generator().manual_seed(0)) for tokens in (8, 20, 20))
+    options = {"n_heads": 1}
+    own = shuffled_values(q, k[:, :8], v[:, :8], options)
+    assert torch.allclose(own, torch.nn.functional.scaled_dot_product_attention(q, k[:, :8], v[:, :8]), atol=1e-5)
+    exact = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert not torch.allclose(shuffled_values(q, k, v, options), exact, atol=1e-2)
+    # All values equal: nothing to shuffle.
+    flat = v[:, :1].expand_as(v)
+    assert torch.allclose(shuffled_values(q, k, flat, options), flat[:, :8], atol=1e-5)
+
+
+def test_drawing_is_deterministic_and_settings_matter() -> None:
+    painter = Painter(Sampling(steps=2))
+    story = PROMPTS[0][:2]
+    images = {
+        setting: painter.draw(story, setting, 1)
+        for setting in (PLAIN, DEFAULT, CONTROL, replace(DEFAULT, blocks="encoder and middle"))
+    }
+    assert np.array_equal(painter.draw(story, DEFAULT, 1), images[DEFAULT])
+    plain = images.pop(PLAIN)
+    assert all(np.abs(image - plain).max() > 1e-3 for image in images.values())
+    assert np.allclose(painter.draw(story, Setting("rate 0", rate=0.0), 1), plain, atol=1e-6)
+
+
+def test_routing_tells_own_from_other() -> None:
+    prompts = routing.cast_prompts(24, seed=3)
+    # Each character's panels with one look, then the two put back in turn.
+    drawn = [rendered_stories([story[first::2] for story in prompts], first, one_look=True) for first in (0, 1)]
+    images = np.stack([pictures.reshape(24, 2, 32, 32, 3) for pictures in drawn], axis=2).reshape(96, 32, 32, 3)
+    figures = routing.measure_cast(read_pictures(images), prompts)
+    assert figures["agreement, own"].mean == 1
+    assert figures["d/across, own"].mean == pytest.approx(0, abs=0.01)
+    assert figures["agreement, other"].mean == pytest.approx(0.18, abs=0.07)
+    assert figures["d/across, other"].mean == pytest.approx(1, abs=0.15)
+    assert figures["kind"].mean == figures["scene"].mean == 1
+    # Rendered hats are of any colour, and every second figure has one.
+    assert figures["red hat, man"].mean < 0.25
+    assert set(routing.COLUMNS) == set(figures)
+    assert [panel.text.startswith("a man with a red hat, ") for panel in prompts[0]] == [True, False, True, False]
+
+
+def test_panels_of_two_characters_share_only_with_their_own() -> None:
+    """With `routed`, what the woman's panels hold does not touch the man's."""
+    painter = Painter(Sampling(steps=2))
+    story = routing.cast_prompts(1, seed=0)[0]
+    other = [*story]
+    other[1::2] = [replace(panel, scene="night", pose="cheering") for panel in story[1::2]]
+    for setting, touched in ((routing.ROWS[1], True), (routing.ROWS[2], False)):
+        first, second = (painter.draw(panels, setting, 1)[::2] for panels in (story, other))
+        assert np.allclose(first, second, atol=1e-5) != touched

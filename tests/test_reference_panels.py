@@ -1,0 +1,96 @@
+"""Add Reference Panels: given pictures stay as they are, and the story's panels are drawn after them."""
+
+import nodes
+import pytest
+import torch
+from storydiffusion.nodes.attention_nodes import StoryApplyConsistentSelfAttention, story_sources
+from storydiffusion.nodes.conditioning_nodes import StoryEncodePrompts
+from storydiffusion.nodes.panel_windows import plan_windows
+from storydiffusion.nodes.reference_nodes import StoryAddReferencePanels
+from storydiffusion.nodes.reference_panels import add_reference_rows
+from storydiffusion.nodes.story_text import parse_story
+
+SHEET = "[Bob] a man with a red cap\n[Ann] a girl in a blue dress"
+STORY = parse_story("[Bob] walks\n[Ann] sleeps\n[Bob] reads", SHEET)
+
+
+def images(count=1, size=64):
+    return torch.rand(count, size, size, 3, generator=torch.Generator().manual_seed(3))
+
+
+def add(vae, story=STORY, latent=None, pictures=None, references="[Bob] stands before a white wall"):
+    latent = {"samples": torch.zeros(len(story.panels), 4, 8, 8)} if latent is None else latent
+    pictures = images() if pictures is None else pictures
+    return StoryAddReferencePanels.execute(story, latent, pictures, vae, references, SHEET).result
+
+
+def draw(model, clip, story, latent, rate=0.5, window=0):
+    patched = StoryApplyConsistentSelfAttention.execute(model, rate, 0, 0.0, 1.0, "decoder", window, story).result[0]
+    positive, negative = StoryEncodePrompts.execute(clip, story).result
+    return nodes.common_ksampler(patched, 5, 2, 5.0, "ddim", "normal", positive, negative, latent)[0]["samples"]
+
+
+def test_references_stay_as_they_are_and_panels_follow_them(tiny_sd15):
+    model, clip, vae = tiny_sd15
+    story, latent, count = add(vae)
+    assert count == 1
+    drawn = draw(model, clip, story, latent)
+    torch.testing.assert_close(drawn[:1], vae.encode(images()), rtol=1e-4, atol=1e-4)
+    other = draw(model, clip, *add(vae, pictures=1 - images())[:2])
+    assert not torch.allclose(drawn[1], other[1], atol=1e-2)  # Bob is drawn after his picture
+    torch.testing.assert_close(drawn[2], other[2], rtol=1e-4, atol=1e-4)  # Ann is not in it
+    assert not torch.allclose(drawn[3], other[3], atol=1e-2)
+
+
+def test_panels_keep_the_noise_they_have_without_references(tiny_sd15):
+    model, clip, vae = tiny_sd15
+    story, latent, count = add(vae)
+    alone = {"samples": torch.zeros(3, 4, 8, 8)}
+    with_reference = draw(model, clip, story, latent, rate=0.0)
+    torch.testing.assert_close(with_reference[count:], draw(model, clip, STORY, alone, rate=0.0), rtol=1e-3, atol=1e-3)
+
+
+def test_references_are_read_but_do_not_read():
+    story = add_story()
+    assert story_sources(story) == [[], [0, 3], [], [0, 1]]
+
+
+def add_story():
+    class Encoder:
+        """The node asks a VAE for nothing but latents of the pictures."""
+
+        def encode(self, pixels):
+            return torch.zeros(pixels.shape[0], 4, 8, 8)
+
+    return add(Encoder())[0]
+
+
+def test_references_are_the_anchors_of_windows():
+    casts = [panel.characters for panel in add_story().panels]
+    assert [window.panels for window in plan_windows(casts, 2)] == [(0, 1), (2,), (0, 3)]
+
+
+def test_rows_masks_and_noise_numbers():
+    latent = {"samples": torch.zeros(2, 4, 8, 8), "noise_mask": torch.full((1, 64, 64), 0.5), "batch_index": [4, 7]}
+    rows = add_reference_rows(latent, torch.ones(3, 4, 8, 8))
+    assert rows["samples"].shape == (5, 4, 8, 8)
+    assert rows["noise_mask"][:, 0, 0, 0].tolist() == [0, 0, 0, 0.5, 0.5]
+    assert rows["batch_index"] == [8, 9, 10, 4, 7]
+
+
+class TestErrors:
+    def test_size(self, tiny_sd15):
+        with pytest.raises(ValueError, match=r"encode to 16 x 16 latents, but the latent batch is 8 x 8"):
+            add(tiny_sd15[2], pictures=images(size=128))
+
+    def test_number_of_descriptions(self, tiny_sd15):
+        with pytest.raises(ValueError, match="references describes 1 pictures, but images holds 2"):
+            add(tiny_sd15[2], pictures=images(2))
+
+    def test_number_of_panels(self, tiny_sd15):
+        with pytest.raises(ValueError, match="story has 3 panels, but the latent batch has 2"):
+            add(tiny_sd15[2], latent={"samples": torch.zeros(2, 4, 8, 8)})
+
+    def test_other_vae(self):
+        with pytest.raises(ValueError, match=r"vae gives 16 latent channels, but the latent batch has 4"):
+            add_reference_rows({"samples": torch.ones(2, 4, 8, 8)}, torch.ones(1, 16, 8, 8))
