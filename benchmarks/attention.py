@@ -68,8 +68,8 @@ def contenders(
         return consistent_self_attention(q, k, v, chunks=1, sources=sources, draws=draw(), attend=multi_head)
 
     def masked() -> torch.Tensor:
-        joined = (tensor.flatten(0, 1)[None] for tensor in (q, k, v))
-        return multi_head(*joined, mask=mask)[0].unflatten(0, (panels, level.tokens))
+        joined_q, joined_k, joined_v = (tensor.flatten(0, 1)[None] for tensor in (q, k, v))
+        return multi_head(joined_q, joined_k, joined_v, mask)[0].unflatten(0, (panels, level.tokens))
 
     return {"plain": lambda: multi_head(q, k, v), "ours": gathered, "official mask": masked}
 

@@ -18,9 +18,7 @@ def main() -> None:
         ensure_checkpoint(checkpoint, models / "checkpoints")
     port = int(sys.argv[1]) if len(sys.argv) > 1 else None
     comfyui = Path(os.environ["COMFYUI_PATH"])
-    server = ComfyServer(
-        comfyui, PACK_ROOT / ".dev" / "base", models, cpu=not torch.cuda.is_available(), port=port
-    )
+    server = ComfyServer(comfyui, PACK_ROOT / ".dev" / "base", models, cpu=not torch.cuda.is_available(), port=port)
     try:
         with server:
             print(f"\nComfyUI runs at {server.url} (Ctrl+C stops it).\n", flush=True)

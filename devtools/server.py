@@ -21,7 +21,10 @@ import aiohttp
 from .links import link_folder
 
 PACK_ROOT = Path(__file__).resolve().parents[1]
-PACK_FOLDER_NAME = "ComfyUI-StoryDiffusion"
+PACKS = {
+    "ComfyUI-StoryDiffusion": PACK_ROOT,
+    "StoryToyWorld": PACK_ROOT / "devtools" / "toy" / "custom_node",  # its loader; no part of the shipped pack
+}
 ADDRESS = "127.0.0.1"
 READY_TIMEOUT = 300.0
 STOP_TIMEOUT = 30.0
@@ -77,7 +80,7 @@ def check_port(port: int) -> None:
 
 
 class ComfyServer:
-    """A ComfyUI process with this pack in its custom nodes, as a context manager.
+    """A ComfyUI process with this pack and the toy world's loader in its custom nodes, as a context manager.
 
     `base` gets the server's own folders (custom_nodes, input, output, user), `models` is its models folder,
     and `log` receives what it prints; None lets it print to the terminal.
@@ -124,7 +127,8 @@ class ComfyServer:
         """Start the process; `wait_ready` tells when it answers."""
         check_port(self.port)
         self.base.mkdir(parents=True, exist_ok=True)
-        link_folder(self.base / "custom_nodes" / PACK_FOLDER_NAME, PACK_ROOT)
+        for name, folder in PACKS.items():
+            link_folder(self.base / "custom_nodes" / name, folder)
         if self._log is None:
             self._process = subprocess.Popen(self._command, cwd=self.base)
             return

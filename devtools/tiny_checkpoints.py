@@ -109,9 +109,7 @@ def checkpoint_shapes(checkpoint: TinyCheckpoint) -> Shapes:
     vae = comfy.taesd.taesd.TAESD()
     family = checkpoint.family(dict(checkpoint.unet))
     text_keys = family.process_clip_state_dict_for_saving(text_encoder.state_dict())
-    text_shapes = {
-        key: tuple(value.shape) for key, value in text_keys.items() if not key.endswith("position_ids")
-    }
+    text_shapes = {key: tuple(value.shape) for key, value in text_keys.items() if not key.endswith("position_ids")}
     return {
         **parameter_shapes(unet, "model.diffusion_model."),
         **text_shapes,

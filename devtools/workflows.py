@@ -10,6 +10,7 @@ from typing import Any
 from .server import PACK_ROOT, Prompt
 
 WORKFLOWS = PACK_ROOT / "workflows"
+TOY_SIZE = 256
 
 
 def load_api_workflow(name: str) -> Prompt:
@@ -50,6 +51,20 @@ def with_inputs(prompt: Prompt, changes: dict[str, dict[str, Any]]) -> Prompt:
                 raise KeyError(f"{class_type}.{name}")
             for node in nodes:
                 node["inputs"][name] = value
+    return changed
+
+
+def on_toy_world(prompt: Prompt, *, story: str, characters: str) -> Prompt:
+    """Return the workflow with the toy world's loader and picture size, and a story in the words that it knows."""
+    changed = with_inputs(
+        prompt,
+        {
+            "EmptyLatentImage": {"width": TOY_SIZE, "height": TOY_SIZE},
+            "StoryPromptSplitter": {"story": story, "characters": characters, "style": "none", "negative": ""},
+        },
+    )
+    # Both loaders give MODEL, CLIP and VAE in this order.
+    changed[node_of(prompt, "CheckpointLoaderSimple")] = {"class_type": "StoryToyLoader", "inputs": {}}
     return changed
 
 

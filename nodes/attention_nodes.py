@@ -63,11 +63,15 @@ def share_tokens(model: Any, settings: SharingSettings, keys: Sequence[BlockKey]
     for name, number in keys:
         # An owner by (block, number, depth) would win over one by (block, number): wrap each where it is.
         owners = {owner: patch for owner, patch in owned.items() if owner[:2] == (name, number)}
+        if any(isinstance(patch, ConsistentSelfAttentionPatch) for patch in owners.values()):
+            raise ValueError(
+                "This model has Consistent Self-Attention already. Remove one of the two Apply Consistent "
+                "Self-Attention nodes, or connect this one to the model from before the other."
+            )
         for owner, patch in {(name, number): None, **owners}.items():
             own = ConsistentSelfAttentionPatch(settings, *([patch] if patch else []))
             model.set_model_attn1_replace(own, name, number, owner[2] if len(owner) == 3 else None)
-    if not model.get_wrappers(comfy.patcher_extension.WrappersMP.APPLY_MODEL, WRAPPER_KEY):
-        model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, WRAPPER_KEY, note_step)
+    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, WRAPPER_KEY, note_step)
 
 
 class StoryApplyConsistentSelfAttention(io.ComfyNode):

@@ -332,6 +332,10 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"start_percent is 0.8; it must be below end_percent, which is 0.3"):
             apply(tiny_sd15[0], start_percent=0.8, end_percent=0.3)
 
+    def test_applied_twice(self, tiny_sd15):
+        with pytest.raises(ValueError, match="has Consistent Self-Attention already"):
+            apply(apply(tiny_sd15[0]))
+
     def test_tiled_tokens(self, tiny_sd15):
         from comfy_extras.nodes_hypertile import HyperTile
 

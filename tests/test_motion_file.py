@@ -100,7 +100,11 @@ class Malicious:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(pickle.dumps(Malicious(), protocol=2), "can't be read"), (b"no weights", "can't be read"), (b"", "can't be read")],
+    [
+        (pickle.dumps(Malicious(), protocol=2), "can't be read"),
+        (b"no weights", "can't be read"),
+        (b"", "can't be read"),
+    ],
 )
 def test_code_and_rubbish_are_refused_unread(tmp_path, content, message):
     (tmp_path / "evil.ckpt").write_bytes(content)

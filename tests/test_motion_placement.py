@@ -119,6 +119,15 @@ def test_model_without_a_unet_is_refused(base, motion):
         apply(transformer, motion)
 
 
+def test_video_unet_is_refused(base, motion):
+    video = base.clone()
+    video.add_object_patch(
+        "diffusion_model", unet(use_temporal_resblock=True, video_kernel_size=3, merge_strategy="fixed")
+    )
+    with pytest.raises(ValueError, match="is a video model already"):
+        apply(video, motion)
+
+
 def sigma_max(model):
     return float(model.get_model_object("model_sampling").sigma_max)
 

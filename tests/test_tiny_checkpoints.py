@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import comfy.supported_models
+import nodes
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,8 +16,6 @@ from storydiffusion.devtools.seeded_weights import (
     write_safetensors,
     zeros_without_memory,
 )
-
-import nodes
 
 
 @pytest.mark.parametrize(

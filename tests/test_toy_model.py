@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import comfy.utils
+import nodes as host_nodes
 import pytest
 import torch
 from storydiffusion.devtools.toy import model as toy
 from storydiffusion.devtools.toy.examples import encode
 from storydiffusion.devtools.toy.text_encoder import weights
 from storydiffusion.nodes.attention_patch import self_attention_blocks
-
-import nodes as host_nodes
 
 LOADER = Path(toy.__file__).parent / "custom_node" / "__init__.py"
 

@@ -12,6 +12,7 @@ import comfy.sd
 import comfy.supported_models
 import comfy.taesd.taesd
 import comfy.utils
+import nodes
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -26,8 +27,6 @@ from storydiffusion.nodes.smp_nodes import StoryApplySMP
 from storydiffusion.nodes.video_nodes import StorySMPVideoDecode
 from storydiffusion.smp.ip_adapter import load_ip_adapter
 from torch import Tensor
-
-import nodes
 
 FRAMES = 5
 PANELS = 3
