@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +16,8 @@ def main() -> None:
     del sys.path[0]
     if len(sys.argv) < 2 or "COMFYUI_PATH" not in os.environ:
         raise SystemExit("usage: COMFYUI_PATH=... python devtools/launch.py MODULE [args]")
+    # Told to end, end as with Ctrl+C: a server that was started must be stopped.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     arguments = sys.argv[1:]
     pack_alias.register(Path(os.environ["COMFYUI_PATH"]).resolve())
     import torch

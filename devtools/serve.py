@@ -8,18 +8,19 @@ from pathlib import Path
 
 import torch
 
-from .server import PACK_ROOT, ComfyServer, ServerError
+from .server import PACK_ROOT, ComfyServer, ServerError, check_port
 from .tiny_checkpoints import ALL, ensure_checkpoint
 
 
 def main() -> None:
     models = PACK_ROOT / ".dev" / "models"
-    for checkpoint in ALL:
-        ensure_checkpoint(checkpoint, models / "checkpoints")
     port = int(sys.argv[1]) if len(sys.argv) > 1 else None
     comfyui = Path(os.environ["COMFYUI_PATH"])
     server = ComfyServer(comfyui, PACK_ROOT / ".dev" / "base", models, cpu=not torch.cuda.is_available(), port=port)
     try:
+        check_port(server.port)  # before the checkpoints, which take half a minute the first time
+        for checkpoint in ALL:
+            ensure_checkpoint(checkpoint, models / "checkpoints")
         with server:
             print(f"\nComfyUI runs at {server.url} (Ctrl+C stops it).\n", flush=True)
             server.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ _arguments = sys.argv
 pack_alias.register(COMFYUI)
 pack_alias.start_comfy(cpu=True)
 sys.argv = _arguments
+# A run that is told to end (a time limit does that) ends as with Ctrl+C, so that the server fixture stops its process.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """Apply Consistent Self-Attention on the real host: exact, deterministic, and it leaves the model alone."""
 
+import functools
+
 import comfy.sample
 import comfy.samplers
 import pytest
@@ -26,6 +28,7 @@ def apply(model, sampling_rate=0.5, seed=0, start_percent=0.0, end_percent=1.0, 
     ).result[0]
 
 
+@functools.cache  # a full-size text encoder on a CPU costs more than the sampling
 def encode(clip, prompt):
     return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
 

@@ -43,10 +43,9 @@ def test_each_panel_of_the_batch_equals_its_single_run(request, checkpoint):
     assert positive[0][0].shape[0] == negative[0][0].shape[0] == 3
     assert positive[0][0].shape[1] > 77  # unequal lengths were padded
     batch = sample(model, noise, positive, negative)
+    single_negative = clip.encode_from_tokens_scheduled(clip.tokenize("blurry"))
     for i, prompt in enumerate(PROMPTS):
-        single_positive, single_negative = (
-            clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, "blurry")
-        )
+        single_positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
         single = sample(model, noise[i : i + 1], single_positive, single_negative)
         assert ((batch[i] - single[0]).norm() / single.norm()).item() < 1e-4
         other = sample(

@@ -1,5 +1,7 @@
 """Long stories in windows: the plan, and the host's UNet evaluated by it."""
 
+import functools
+
 import comfy.sample
 import comfy.samplers
 import pytest
@@ -42,12 +44,17 @@ def test_window_too_small_for_a_panel():
         plan_windows([("Ann",), ("Bob",), ("Ann", "Bob")], 2)
 
 
+@functools.cache  # a full-size text encoder on a CPU costs more than the sampling
+def encode(clip, text):
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
 def sample(model, clip, panels, story=None, window=0, rate=0.5, steps=2):
     patched = StoryApplyConsistentSelfAttention.execute(model, rate, 0, 0.0, 1.0, "decoder", window, story).result[0]
     texts = [f"a man, picture {i}" for i in range(panels)]
-    rows = [clip.encode_from_tokens_scheduled(clip.tokenize(text))[0] for text in texts]
+    rows = [encode(clip, text)[0] for text in texts]
     positive = [[torch.cat([row[0] for row in rows]), rows[0][1]]]
-    negative = clip.encode_from_tokens_scheduled(clip.tokenize("blurry"))
+    negative = encode(clip, "blurry")
     latent = torch.zeros(panels, 4, 8, 8)
     noise = comfy.sample.prepare_noise(latent, 5)
     return comfy.sample.sample(
