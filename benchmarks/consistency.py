@@ -25,9 +25,9 @@ from PIL import Image
 
 from ..devtools.toy.oracle import read_pictures
 from ..devtools.toy.palette import Array
-from . import consistency_routing as routing
-from .consistency_metrics import Figure, PanelPrompt, measure
-from .consistency_sampling import Painter, Sampling, Setting, rendered_stories, story_prompts
+from . import _consistency_routing as routing
+from ._consistency_metrics import Figure, PanelPrompt, measure
+from ._consistency_sampling import Painter, Sampling, Setting, rendered_stories, story_prompts
 
 PLAIN = Setting("no CSA", rate=None)
 DEFAULT = Setting("CSA, rate 0.5, decoder")
@@ -136,6 +136,7 @@ def main() -> int:
     arguments = parser.parse_args()
     stories = arguments.stories or (16 if arguments.quick else 24)
     sampling = Sampling(steps=arguments.steps or (20 if arguments.quick else 50))
+    torch.set_num_threads(1)  # sums in one order whatever the number of cores; and other work on the machine costs less
     painter = Painter(sampling)
     print(f"{stories} stories per row, {asdict(sampling)}, {painter.model.load_device}, torch {torch.__version__}")
 

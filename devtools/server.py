@@ -23,7 +23,9 @@ from .links import link_folder
 PACK_ROOT = Path(__file__).resolve().parents[1]
 PACKS = {
     "ComfyUI-StoryDiffusion": PACK_ROOT,
-    "StoryToyWorld": PACK_ROOT / "devtools" / "toy" / "custom_node",  # its loader; no part of the shipped pack
+    # Loaders for development, no part of the shipped pack.
+    "StoryToyWorld": PACK_ROOT / "devtools" / "toy" / "custom_node",
+    "StoryTinyNodes": PACK_ROOT / "devtools" / "tiny_nodes",
 }
 ADDRESS = "127.0.0.1"
 READY_TIMEOUT = 300.0
@@ -80,7 +82,7 @@ def check_port(port: int) -> None:
 
 
 class ComfyServer:
-    """A ComfyUI process with this pack and the toy world's loader in its custom nodes, as a context manager.
+    """A ComfyUI process with this pack and the loaders of the small models in its custom nodes, as a context manager.
 
     `base` gets the server's own folders (custom_nodes, input, output, user), `models` is its models folder,
     and `log` receives what it prints; None lets it print to the terminal.

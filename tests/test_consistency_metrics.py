@@ -7,7 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from storydiffusion.benchmarks import consistency_routing as routing
+from storydiffusion.benchmarks import _consistency_routing as routing
+from storydiffusion.benchmarks._consistency_metrics import Figure, measure, over_stories
+from storydiffusion.benchmarks._consistency_sampling import (
+    Painter,
+    Sampling,
+    Setting,
+    rendered_stories,
+    shuffled_values,
+    story_prompts,
+)
 from storydiffusion.benchmarks.consistency import (
     CONTROL,
     DEFAULT,
@@ -15,15 +24,6 @@ from storydiffusion.benchmarks.consistency import (
     contact_sheet,
     failures,
     table,
-)
-from storydiffusion.benchmarks.consistency_metrics import Figure, measure, over_stories
-from storydiffusion.benchmarks.consistency_sampling import (
-    Painter,
-    Sampling,
-    Setting,
-    rendered_stories,
-    shuffled_values,
-    story_prompts,
 )
 from storydiffusion.devtools.toy.oracle import read_pictures
 

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from storydiffusion.devtools.browser import find_chromium, open_front_end
-from storydiffusion.devtools.links import link_folder
-from storydiffusion.devtools.server import PACK_ROOT, ComfyServer, Prompt, PromptError
+from storydiffusion.devtools.server import ComfyServer, Prompt, PromptError
 from storydiffusion.devtools.tiny_checkpoints import ensure_checkpoint
 from storydiffusion.devtools.tiny_motion import TINY_SD15_VIDEO, TINY_V2, ensure_motion_module
 from storydiffusion.devtools.tiny_smp import TINY_BASE, ensure_ip_adapter
@@ -61,12 +60,10 @@ def small_models(models: Path) -> dict[str, dict[str, Any]]:
 def video_server(
     models: Path, small_models: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ComfyServer]:
-    """A server that has a small CLIP vision model and two pictures besides the pack."""
+    """A server that has three pictures besides the pack."""
     folder = tmp_path_factory.mktemp("video_server")
     base = folder / "base"
-    (base / "custom_nodes").mkdir(parents=True)
-    link_folder(base / "custom_nodes" / "tiny_nodes", PACK_ROOT / "devtools" / "tiny_nodes")
-    (base / "input").mkdir()
+    (base / "input").mkdir(parents=True)
     for name, value in (("start", 40), ("end", 200), ("third", 120)):
         pixels = np.full((SIZE, SIZE, 3), value, np.uint8)
         pixels[:, : SIZE // 2, 0] = 255 - value

@@ -22,7 +22,7 @@ from ..nodes.attention_nodes import StoryApplyConsistentSelfAttention, share_tok
 from ..nodes.attention_patch import AttentionBlock, SharingSettings, self_attention_blocks
 from ..nodes.panel_conditioning import repeat_rows, stack_conditioning
 from ..nodes.story_text import Panel, Story
-from .consistency_metrics import PanelPrompt
+from ._consistency_metrics import PanelPrompt
 
 OTHER_BLOCKS: dict[str, Callable[[AttentionBlock], bool]] = {
     "encoder and middle": lambda block: block.key[0] != "output",

@@ -16,8 +16,8 @@ from ..devtools.toy.figure import Kind, Part
 from ..devtools.toy.oracle import Reading
 from ..devtools.toy.palette import CLOTHES, CLOTHES_RGB
 from ..devtools.toy.scenes import SCENES
-from .consistency_metrics import Figure, Floats, PanelPrompt, across_stories, attributes, over_stories
-from .consistency_sampling import Setting, story_prompts
+from ._consistency_metrics import Figure, Floats, PanelPrompt, across_stories, attributes, over_stories
+from ._consistency_sampling import Setting, story_prompts
 
 ROWS = (
     Setting("two characters, no CSA", rate=None),
