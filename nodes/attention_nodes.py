@@ -112,7 +112,7 @@ class StoryApplyConsistentSelfAttention(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=False,
-                    tooltip="Which tokens are sampled. One seed gives one picture, on every device.",
+                    tooltip="Which tokens are sampled. One seed samples the same ones on every run and device.",
                 ),
                 io.Float.Input(
                     "start_percent",
