@@ -146,7 +146,7 @@ class StoryApplyConsistentSelfAttention(io.ComfyNode):
                     min=0,
                     max=4096,
                     tooltip="Panels that the model sees at once; 0: all. A longer story is drawn in windows of this "
-                    "many panels, with the memory of one window. Every window also holds the panels in which its "
+                    "many panels. Every window also holds the panels in which its "
                     "characters first appear.",
                     advanced=True,
                 ),

@@ -108,12 +108,11 @@ def test_a_panel_is_driven_by_what_its_window_holds(tiny_sd15):
     assert not torch.allclose(one_step[2], plain[2], atol=1e-2)
 
 
-def test_the_hosts_own_context_windows_are_honoured(tiny_sd15):
-    """Rows of a core context window are panels of the story, not its first ones."""
+def in_core_windows(model):
+    """`model` with the host's own context windows, two rows each."""
     from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 
-    model, clip, _ = tiny_sd15
-    windowed = ContextWindowsManualNode.execute(
+    return ContextWindowsManualNode.execute(
         model,
         context_length=2,
         context_overlap=0,
@@ -125,6 +124,12 @@ def test_the_hosts_own_context_windows_are_honoured(tiny_sd15):
         freenoise=False,
         causal_window_fix=False,
     )[0]
+
+
+def test_the_hosts_own_context_windows_are_honoured(tiny_sd15):
+    """Rows of a core context window are panels of the story, not its first ones."""
+    model, clip, _ = tiny_sd15
+    windowed = in_core_windows(model)
     story = Story(tuple(Panel("", "", names) for names in [("Bob",), ("Ann",), ("Eve",), ("Eve",)]), "")
     latents = sample(windowed, clip, 4, story)
     plain = sample(model, clip, 4, story, rate=0.0)
@@ -133,18 +138,5 @@ def test_the_hosts_own_context_windows_are_honoured(tiny_sd15):
 
 
 def test_two_windowings_on_one_model_are_refused(tiny_sd15):
-    from comfy_extras.nodes_context_windows import ContextWindowsManualNode
-
-    windowed = ContextWindowsManualNode.execute(
-        tiny_sd15[0],
-        context_length=2,
-        context_overlap=0,
-        context_schedule="standard_static",
-        context_stride=1,
-        closed_loop=False,
-        fuse_method="flat",
-        dim=0,
-        freenoise=False,
-    )[0]
     with pytest.raises(ValueError, match="window is 3, but this model already has context windows"):
-        StoryApplyConsistentSelfAttention.execute(windowed, 0.5, 0, 0.0, 1.0, "decoder", 3)
+        StoryApplyConsistentSelfAttention.execute(in_core_windows(tiny_sd15[0]), 0.5, 0, 0.0, 1.0, "decoder", 3)
