@@ -9,14 +9,26 @@ from .nodes.motion_nodes import StoryApplyMotionModule, StoryLoadMotionModule
 from .nodes.reference_nodes import StoryAddReferencePanels
 from .nodes.smp_nodes import StoryApplySMP, StoryLoadSMP, StorySemanticMotionPredictor
 from .nodes.story_nodes import StoryContactSheet, StoryPromptSplitter
+from .nodes.subject_nodes import StorySetSubjectMasks
 from .nodes.video_nodes import StorySMPVideoDecode
 
 WEB_DIRECTORY = "./web"  # docs/<node_id>.md: the help page of each node
 
 NODES: list[type[io.ComfyNode]] = [
-    *(StoryPromptSplitter, StoryEncodePrompts, StoryApplyConsistentSelfAttention, StoryAddReferencePanels),
-    *(StoryContactSheet, StoryLoadMotionModule, StoryApplyMotionModule, StoryLoadSMP, StorySemanticMotionPredictor),
-    *(StoryApplySMP, StorySMPVideoDecode, StoryPanelPairs, StoryJoinClips),
+    StoryPromptSplitter,
+    StoryEncodePrompts,
+    StorySetSubjectMasks,
+    StoryApplyConsistentSelfAttention,
+    StoryAddReferencePanels,
+    StoryContactSheet,
+    StoryLoadMotionModule,
+    StoryApplyMotionModule,
+    StoryLoadSMP,
+    StorySemanticMotionPredictor,
+    StoryApplySMP,
+    StorySMPVideoDecode,
+    StoryPanelPairs,
+    StoryJoinClips,
 ]
 
 

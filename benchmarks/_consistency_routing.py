@@ -20,9 +20,9 @@ from ._consistency_metrics import Figure, Floats, PanelPrompt, across_stories, a
 from ._consistency_sampling import Setting, story_prompts
 
 ROWS = (
-    Setting("two characters, no CSA", rate=None),
-    Setting("two characters, all share"),
-    Setting("two characters, each shares with itself", routed=True),
+    Setting("no CSA", rate=None),
+    Setting("all panels share"),
+    Setting("each character with itself", routed=True),
 )
 COLUMNS = {
     "d/across, own": ".2f",

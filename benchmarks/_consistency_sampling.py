@@ -18,10 +18,12 @@ from ..devtools.toy.pixel_vae import ENLARGED
 from ..devtools.toy.scenes import SCENES
 from ..devtools.toy.world import POSE_NAMES, POSITION_NAMES, random_look, render, stage
 from ..devtools.toy.world import Direction as Directed
-from ..nodes.attention_nodes import StoryApplyConsistentSelfAttention, share_tokens
+from ..nodes.attention_nodes import StoryApplyConsistentSelfAttention, share_tokens, story_sources
 from ..nodes.attention_patch import AttentionBlock, SharingSettings, self_attention_blocks
-from ..nodes.panel_conditioning import repeat_rows, stack_conditioning
+from ..nodes.conditioning_nodes import StoryEncodePrompts
+from ..nodes.reference_nodes import StoryAddReferencePanels
 from ..nodes.story_text import Panel, Story
+from ..nodes.window_handler import evaluate_in_windows
 from ._consistency_metrics import PanelPrompt
 
 OTHER_BLOCKS: dict[str, Callable[[AttentionBlock], bool]] = {
@@ -33,7 +35,7 @@ OTHER_BLOCKS: dict[str, Callable[[AttentionBlock], bool]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the table: how the panels of a story are drawn."""
+    """One row of a table: how the panels of a story are drawn."""
 
     name: str
     rate: float | None = 0.5
@@ -42,11 +44,22 @@ class Setting:
     """A choice of the node, or one of OTHER_BLOCKS."""
     start: float = 0.0
     end: float = 1.0
+    strength: float = 1.0
+    share: str = "everything"
+    token_choice: str = "random"
+    level_rates: str = ""
+    window: int = 0
+    anchors: bool = True
+    """Whether windows hold the panels in which their characters first appear, as the node's do."""
+    routed: bool = False
+    """The node's `story` input: panels share tokens with those of the same character only."""
+    masks: bool = True
+    """Whether the tokens of a routed story pass by character, as the node lets them."""
     shuffled: bool = False
     """Control: the values of the shared tokens are dealt out among their keys anew."""
     same_noise: bool = False
-    routed: bool = False
-    """Panels share tokens with those of the same character only: the node's `story` input."""
+    own_seeds: bool = False
+    """Every panel's noise from a seed of its own, as of panels drawn one by one."""
     panels: int = 4
 
 
@@ -91,6 +104,26 @@ def rendered_stories(prompts: list[list[PanelPrompt]], seed: int, *, one_look: b
     return np.stack(images)
 
 
+@dataclass(frozen=True)
+class References:
+    """Given pictures for the panels to be drawn after, as Add Reference Panels takes them."""
+
+    pictures: Array  # [R, 32, 32, 3], sRGB 0 to 1
+    lines: str
+    characters: str = ""
+
+
+def as_story(prompts: Sequence[PanelPrompt]) -> Story:
+    """The panels as Story Prompt Splitter would give them, each kind of figure one character."""
+    return Story(
+        tuple(
+            Panel(panel.text, "", (panel.kind.name.title(),), subjects={panel.kind.name.title(): panel.subject})
+            for panel in prompts
+        ),
+        negative="",
+    )
+
+
 class Painter:
     """The toy model, ready to draw stories."""
 
@@ -101,65 +134,77 @@ class Painter:
         options = self.model.model_options["transformer_options"]
         options["optimized_attention_override"] = lambda _chosen, *args, **kwargs: attention_pytorch(*args, **kwargs)
 
-    def draw(self, prompts: Sequence[PanelPrompt], setting: Setting, seed: int) -> Array:
+    def draw(self, story: Story, setting: Setting, seed: int, references: References | None = None) -> Array:
         """One story's panels [P, 32, 32, 3], sRGB 0 to 1; `seed` makes the noise and the draw of tokens."""
-        story = None
-        if setting.routed:
-            panels = (Panel(panel.text, caption="", characters=(panel.kind.name,)) for panel in prompts)
-            story = Story(tuple(panels), negative="")
-        model = self._patched(setting, seed, story)
-        positive = stack_conditioning([self._encode(panel.text) for panel in prompts])
-        negative = repeat_rows(self._encode(""), len(prompts))
-        latents = torch.zeros(len(prompts), 4, 32, 32)
-        # As in one batch of a stock sampler: the panels' noises are independent of one another.
-        noise = comfy.sample.prepare_noise(latents, seed)
-        if setting.same_noise:
-            noise = noise[:1].expand_as(noise).clone()
+        latent: dict[str, Any] = {"samples": torch.zeros(len(story.panels), 4, 32, 32)}
+        if references is not None:
+            pictures = (
+                torch.from_numpy(references.pictures).repeat_interleave(ENLARGED, 1).repeat_interleave(ENLARGED, 2)
+            )
+            story, latent, _ = StoryAddReferencePanels.execute(
+                story, latent, pictures, self.vae, references.lines, references.characters
+            ).result
+        positive, negative = StoryEncodePrompts.execute(self.clip, story).result
         chosen = self.sampling
         samples = comfy.sample.sample(
-            model,
-            noise,
+            self._patched(setting, seed, story),
+            panel_noise(latent, seed, setting),
             chosen.steps,
             chosen.cfg,
             chosen.sampler,
             chosen.scheduler,
             positive,
             negative,
-            latents,
+            latent["samples"],
+            noise_mask=latent.get("noise_mask"),
             disable_pbar=True,
             seed=seed,
         )
         images: Array = self.vae.decode(samples)[:, ENLARGED // 2 :: ENLARGED, ENLARGED // 2 :: ENLARGED].numpy()
-        return images
+        return images if references is None else images[len(references.pictures) :]
 
-    def _encode(self, text: str) -> Any:
-        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
-
-    def _patched(self, setting: Setting, seed: int, story: Story | None) -> Any:
+    def _patched(self, setting: Setting, seed: int, story: Story) -> Any:
         if setting.rate is None:
             return self.model
         model = self.model
+        all_blocks = self_attention_blocks(model.model.diffusion_model)
         if setting.shuffled:
             model = model.clone()
-            for block in self_attention_blocks(model.model.diffusion_model):
+            for block in all_blocks:
                 model.set_model_attn1_replace(shuffled_values, *block.key)
-        if setting.blocks in OTHER_BLOCKS:
-            chosen = OTHER_BLOCKS[setting.blocks]
-            keys = [block.key for block in self_attention_blocks(model.model.diffusion_model) if chosen(block)]
+        if setting.blocks in OTHER_BLOCKS or not setting.masks:
+            chosen = OTHER_BLOCKS.get(setting.blocks, lambda block: block.key[0] == "output")
+            sources = story_sources(story) if setting.routed else None
             model = model.clone()
-            share_tokens(model, SharingSettings(setting.rate, seed, float("inf"), 0.0, sources=None), keys)
+            settings = SharingSettings(setting.rate, seed, float("inf"), 0.0, sources=sources)
+            share_tokens(model, settings, [block for block in all_blocks if chosen(block)])
             return model
-        node = StoryApplyConsistentSelfAttention
-        return node.execute(
+        patched = StoryApplyConsistentSelfAttention.execute(
             model=model,
             sampling_rate=setting.rate,
             seed=seed,
             start_percent=setting.start,
             end_percent=setting.end,
             blocks=setting.blocks,
-            window=0,
-            story=story,
+            window=setting.window if setting.anchors else 0,
+            story=story if setting.routed else None,
+            strength=setting.strength,
+            share=setting.share,
+            token_choice=setting.token_choice,
+            level_rates=setting.level_rates,
         )[0]
+        if setting.window and not setting.anchors:
+            evaluate_in_windows(patched, setting.window, [()] * len(story.panels))
+        return patched
+
+
+def panel_noise(latent: dict[str, Any], seed: int, setting: Setting) -> torch.Tensor:
+    """Noise for every row: independent, as a stock sampler draws it for one batch, unless the setting says not."""
+    samples = latent["samples"]
+    if setting.own_seeds:
+        return torch.cat([comfy.sample.prepare_noise(row[None], 1000 * seed + i) for i, row in enumerate(samples)])
+    noise: torch.Tensor = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+    return noise[:1].expand_as(noise).clone() if setting.same_noise else noise
 
 
 def shuffled_values(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict[str, Any]) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.ldm.modules.diffusionmodules.openaimodel as openaimodel
@@ -10,33 +11,42 @@ import comfy.patcher_extension
 from comfy_api.latest import io
 
 from .attention_patch import (
+    STEP_KEY,
     AttentionBlock,
-    BlockKey,
     ConsistentSelfAttentionPatch,
     SharingSettings,
     note_step,
+    plain_attention,
     require_matching_rows,
     self_attention_blocks,
 )
-from .story_text import Story
+from .story_text import UNNAMED_CHARACTER, Story
 from .story_type import StoryType
+from .subject_maps import CrossAttentionReader, follow_subjects, guarded_panels
 from .token_sharing import panels_sharing_a_character, sampled_token_count
 from .window_handler import evaluate_in_windows
 
 WRAPPER_KEY = "storydiffusion_consistent_self_attention"
 BLOCK_CHOICES = ["decoder", "decoder_upper_levels", "all"]
+SHARE_CHOICES = ["everything", "subjects"]
+TOKEN_CHOICES = ["random", "grid"]
 
 
-def choose_blocks(blocks: Sequence[AttentionBlock], choice: str) -> list[BlockKey]:
-    """Keys of the blocks that `choice`, one of BLOCK_CHOICES, stands for."""
+def decoder_blocks(blocks: Sequence[AttentionBlock]) -> list[AttentionBlock]:
+    """The blocks after the middle one."""
+    return [block for block in blocks if block.key[0] == "output"]
+
+
+def choose_blocks(blocks: Sequence[AttentionBlock], choice: str) -> list[AttentionBlock]:
+    """The blocks that `choice`, one of BLOCK_CHOICES, stands for."""
     if choice == "all":
-        return [block.key for block in blocks]
-    decoder = [block for block in blocks if block.key[0] == "output"]
+        return list(blocks)
+    decoder = decoder_blocks(blocks)
     if choice == "decoder":
-        return [block.key for block in decoder]
+        return decoder
     if choice == "decoder_upper_levels":
         lowest = max(block.downsampling for block in decoder)
-        return [block.key for block in decoder if block.downsampling < lowest]
+        return [block for block in decoder if block.downsampling < lowest]
     raise ValueError(f"blocks is {choice!r}; it must be one of {', '.join(BLOCK_CHOICES)}.")
 
 
@@ -57,21 +67,89 @@ def story_sources(story: Story) -> list[list[int]]:
     return panels_sharing_a_character([panel.characters for panel in story.panels], references)
 
 
-def share_tokens(model: Any, settings: SharingSettings, keys: Sequence[BlockKey]) -> None:
-    """Attach Consistent Self-Attention to the blocks `keys` of `model`, a clone, around what owns them already."""
-    owned = model.model_options["transformer_options"].get("patches_replace", {}).get("attn1", {})
-    for name, number in keys:
+def parse_level_rates(text: str, blocks: Sequence[AttentionBlock]) -> dict[int, float]:
+    """Read "2: 0.3, 4: 0.7" as {downsampling: sampling rate}; `blocks` are those that share."""
+    levels = sorted({block.downsampling for block in blocks})
+    rates: dict[int, float] = {}
+    for part in filter(str.strip, text.split(",")):
+        match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d*\.?\d+)\s*", part)
+        if not match:
+            raise ValueError(f"level_rates has {part.strip()!r}; write 'level: rate' pairs, as in '2: 0.3, 4: 0.7'.")
+        level, rate = int(match[1]), float(match[2])
+        if level not in levels:
+            known = ", ".join(map(str, levels))
+            raise ValueError(f"level_rates names level {level}, but the chosen blocks lie on the levels {known}.")
+        if not 0 <= rate <= 1:
+            raise ValueError(f"level_rates gives level {level} the rate {rate}; it must lie between 0 and 1.")
+        rates[level] = rate
+    return rates
+
+
+def replace_attention(
+    model: Any, kind: str, blocks: Sequence[AttentionBlock], make: Callable[[AttentionBlock, Any], Any]
+) -> None:
+    """Set `make(block, owner)` as the patch of kind "attn1" or "attn2" of each block of `model`, a clone.
+
+    `owner` is the patch that another node has set there, None where there is none.
+    """
+    owned = model.model_options["transformer_options"].get("patches_replace", {}).get(kind, {})
+    replace = model.set_model_attn1_replace if kind == "attn1" else model.set_model_attn2_replace
+    for block in blocks:
         # An owner by (block, number, depth) would win over one by (block, number): wrap each where it is.
-        owners = {owner: patch for owner, patch in owned.items() if owner[:2] == (name, number)}
-        if any(isinstance(patch, ConsistentSelfAttentionPatch) for patch in owners.values()):
+        owners = {owner: patch for owner, patch in owned.items() if owner[:2] == block.key}
+        for owner, patch in {block.key: None, **owners}.items():
+            replace(make(block, patch), *block.key, owner[2] if len(owner) == 3 else None)
+
+
+def share_tokens(
+    model: Any, settings: SharingSettings, blocks: Sequence[AttentionBlock], *, guarded: bool = False
+) -> None:
+    """Attach Consistent Self-Attention to `blocks` of `model`, a clone, around what owns them already.
+
+    `guarded`: whether subject masks will be at work.
+    """
+
+    def patch(block: AttentionBlock, owner: Any) -> ConsistentSelfAttentionPatch:
+        if isinstance(owner, ConsistentSelfAttentionPatch):
             raise ValueError(
                 "This model has Consistent Self-Attention already. Remove one of the two Apply Consistent "
                 "Self-Attention nodes, or connect this one to the model from before the other."
             )
-        for owner, patch in {(name, number): None, **owners}.items():
-            own = ConsistentSelfAttentionPatch(settings, *([patch] if patch else []))
-            model.set_model_attn1_replace(own, name, number, owner[2] if len(owner) == 3 else None)
+        if owner is not None and (guarded or settings.strength not in (0, 1)):
+            raise ValueError(
+                f"Another node has replaced the self-attention of UNet block {block.key}, and a replacement can't be "
+                f"told to weigh tokens. Remove that node, or set strength to 1, share to everything and have no panel "
+                f"in which characters of different panels meet."
+            )
+        return ConsistentSelfAttentionPatch(settings, settings.rate_at(block.downsampling), *([owner] if owner else []))
+
+    replace_attention(model, "attn1", blocks, patch)
     model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, WRAPPER_KEY, note_step)
+
+
+def panels_to_guard(story: Story | None, settings: SharingSettings) -> frozenset[int]:
+    """Panels in which tokens have to be told apart by character."""
+    if story is None or settings.sources is None:
+        if settings.subjects_only:
+            raise ValueError("share is 'subjects', which needs to know the characters: connect a story.")
+        return frozenset()
+    guarded = guarded_panels(story, settings.sources, subjects_only=settings.subjects_only)
+    if settings.subjects_only and any(UNNAMED_CHARACTER in story.panels[panel].characters for panel in guarded):
+        raise ValueError(
+            "share is 'subjects', but the story names no character. Write [Name] in front of its first panel, and "
+            "describe [Name] in the characters field."
+        )
+    return guarded
+
+
+def watch_subjects(model: Any, blocks: Sequence[AttentionBlock], story: Story, guarded: frozenset[int]) -> None:
+    """Let `model`, a clone, note where it looks at the words of the story's characters."""
+    replace_attention(
+        model, "attn2", blocks, lambda _block, owner: CrossAttentionReader(owner or plain_attention, STEP_KEY)
+    )
+    model.add_wrapper_with_key(
+        comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, f"{WRAPPER_KEY}_subjects", follow_subjects(story, guarded)
+    )
 
 
 class StoryApplyConsistentSelfAttention(io.ComfyNode):
@@ -153,8 +231,48 @@ class StoryApplyConsistentSelfAttention(io.ComfyNode):
                 StoryType.Input(
                     "story",
                     optional=True,
-                    tooltip="With a story, a panel only shares with panels that have a character in common, and "
-                    "[NC] panels stay plain. Without one, all panels share.",
+                    tooltip="With a story, a panel only shares with panels that have a character in common, a "
+                    "character's tokens only reach that character, and [NC] panels stay plain. Without one, all "
+                    "panels share.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    optional=True,
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much a panel heeds the other panels' tokens beside its own. Lower lets panels differ "
+                    "more in everything at once; 1 is the paper's, 0 switches sharing off.",
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "share",
+                    options=SHARE_CHOICES,
+                    optional=True,
+                    default="everything",
+                    tooltip="everything: backgrounds are shared as well, as in the paper. subjects: only tokens of "
+                    "the characters are (needs a story), so scenes stay each panel's own.",
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "token_choice",
+                    options=TOKEN_CHOICES,
+                    optional=True,
+                    default="random",
+                    tooltip="random: other tokens at every step, as in the paper, so that in time all are seen. grid: "
+                    "the same evenly spaced tokens at every step.",
+                    advanced=True,
+                ),
+                io.String.Input(
+                    "level_rates",
+                    optional=True,
+                    default="",
+                    placeholder="2: 0.3, 4: 0.7",
+                    tooltip="Sampling rates of single levels of the UNet, by downsampling (SDXL: 2 and 4; SD1.5: 1, 2 "
+                    "and 4): fine levels carry colours and texture, coarse ones shape and pose. Empty: sampling_rate "
+                    "everywhere.",
+                    advanced=True,
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model, to be sampled with one panel per row of the latent batch.")],
@@ -171,13 +289,22 @@ class StoryApplyConsistentSelfAttention(io.ComfyNode):
         blocks: str,
         window: int,
         story: Story | None = None,
+        strength: float = 1.0,
+        share: str = "everything",
+        token_choice: str = "random",
+        level_rates: str = "",
     ) -> io.NodeOutput:
         """Clone the model and attach the patches."""
         if start_percent >= end_percent:
             raise ValueError(f"start_percent is {start_percent}; it must be below end_percent, which is {end_percent}.")
         sampled_token_count(1, sampling_rate)  # refuses a rate out of range before any sampling starts
-        keys = choose_blocks(self_attention_blocks(require_unet(model)), blocks)
-        casts = [panel.characters for panel in story.panels] if story else None
+        for name, value, allowed in (("share", share, SHARE_CHOICES), ("token_choice", token_choice, TOKEN_CHOICES)):
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength is {strength}; it must lie between 0 and 1.")
+        all_blocks = self_attention_blocks(require_unet(model))
+        chosen = choose_blocks(all_blocks, blocks)
         schedule = model.get_model_object("model_sampling")
         settings = SharingSettings(
             sampling_rate=sampling_rate,
@@ -185,11 +312,18 @@ class StoryApplyConsistentSelfAttention(io.ComfyNode):
             sigma_start=schedule.percent_to_sigma(start_percent),
             sigma_end=schedule.percent_to_sigma(end_percent),
             sources=story_sources(story) if story else None,
+            strength=strength,
+            level_rates=parse_level_rates(level_rates, chosen),
+            token_choice=token_choice,
+            subjects_only=share == "subjects",
         )
+        guarded = panels_to_guard(story, settings)
         model = model.clone()
-        share_tokens(model, settings, keys)
+        share_tokens(model, settings, chosen, guarded=bool(guarded))
+        if story and guarded:
+            watch_subjects(model, decoder_blocks(all_blocks), story, guarded)
         if window:
-            evaluate_in_windows(model, window, casts)
+            evaluate_in_windows(model, window, [panel.characters for panel in story.panels] if story else None)
         model.add_wrapper_with_key(
             comfy.patcher_extension.WrappersMP.OUTER_SAMPLE,
             WRAPPER_KEY,

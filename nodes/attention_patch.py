@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.ldm.modules.attention
@@ -11,7 +12,18 @@ import comfy.ldm.modules.diffusionmodules.openaimodel as openaimodel
 import torch
 
 from .frame_indices import frame_indices, frames_per_call
-from .token_sharing import consistent_self_attention, draw_tokens, sampled_token_count, sources_within
+from .subject_maps import MAPS_KEY, SubjectMaps, TokenLabels
+from .subject_masks import shared_key_bias
+from .token_sharing import (
+    Attend,
+    KeyBias,
+    TokenDraw,
+    consistent_self_attention,
+    draw_tokens,
+    grid_tokens,
+    sampled_token_count,
+    sources_within,
+)
 
 STEP_KEY = "storydiffusion_step"
 """Entry of transformer_options: the `SamplingStep` of the running model call."""
@@ -46,6 +58,18 @@ class SharingSettings:
     sigma_end: float
     sources: Sequence[Sequence[int]] | None
     """For each panel the panels it reads from; None: every panel reads from all the others."""
+    strength: float = 1.0
+    """Weight of other panels' keys in the softmax, relative to a panel's own."""
+    level_rates: Mapping[int, float] = field(default_factory=dict)
+    """Sampling rates of single levels, by their downsampling factor."""
+    token_choice: str = "random"
+    """random or grid."""
+    subjects_only: bool = False
+    """Whether background is left out of sharing."""
+
+    def rate_at(self, downsampling: int) -> float:
+        """Sampling rate of the blocks at a level."""
+        return self.level_rates.get(downsampling, self.sampling_rate)
 
 
 def self_attention_blocks(unet: torch.nn.Module) -> list[AttentionBlock]:
@@ -74,10 +98,20 @@ def current_step(sigma: float, sample_sigmas: Sequence[float]) -> SamplingStep:
     """The step of a schedule in which `sigma` falls.
 
     Found from sigma alone, never by counting calls: Heun evaluates twice a step, guidance nodes add calls. A sigma
-    between two scheduled ones belongs to the step that starts at the higher.
+    between two scheduled ones belongs to the step that starts at the higher. Steps are numbered by the noise level
+    at which they start, not by their place in the schedule: one sampling may be spread over several samplers, and
+    each of those is told its own part of the schedule alone.
     """
-    reached = sum(scheduled >= sigma * (1 - 1e-4) for scheduled in sample_sigmas)
-    return SamplingStep(index=max(reached - 1, 0), sigma=sigma)
+    starts = [scheduled for scheduled in sample_sigmas if scheduled >= sigma * (1 - 1e-4)]
+    return SamplingStep(index=noise_level(min(starts, default=max(sample_sigmas))), sigma=sigma)
+
+
+def noise_level(sigma: float) -> int:
+    """Number of a noise level: hundredths of the logarithm of `sigma`, the last digits of which depend on the device.
+
+    Below 1e-4, the host's own stand-in for 0, all is one level.
+    """
+    return round(100 * math.log(max(sigma, 1e-4)))
 
 
 def note_step(
@@ -96,13 +130,20 @@ def note_step(
     return executor(x, t, c_concat, c_crossattn, control, {**transformer_options, STEP_KEY: step}, **kwargs)
 
 
-def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict[str, Any]) -> torch.Tensor:
-    """The host's own self-attention, with the attention override that another node may have set."""
+def plain_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    extra_options: dict[str, Any],
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The host's own attention, with the attention override that another node may have set."""
     return comfy.ldm.modules.attention.optimized_attention(
         q,
         k,
         v,
         extra_options["n_heads"],
+        mask=bias,
         attn_precision=extra_options["attn_precision"],
         transformer_options=extra_options,
     )
@@ -113,38 +154,91 @@ class ConsistentSelfAttentionPatch:
     """`attn1_replace` patch of one block: holds settings only, so one object serves any number of runs."""
 
     settings: SharingSettings
+    sampling_rate: float
     previous: AttentionReplacement = plain_attention
 
     def __call__(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict[str, Any]
     ) -> torch.Tensor:
         """q, k, v: (chunks * panels, tokens, channels), projected; returns the same shape, before `to_out`."""
-
-        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            return self.previous(q, k, v, extra_options)
-
         step: SamplingStep = extra_options[STEP_KEY]
         settings = self.settings
-        tokens = q.shape[1]
         active = settings.sigma_start >= step.sigma > settings.sigma_end
-        if not active or sampled_token_count(tokens, settings.sampling_rate) == 0:
-            return attend(q, k, v)
+        if not active or settings.strength == 0 or sampled_token_count(q.shape[1], self.sampling_rate) == 0:
+            return self.previous(q, k, v, extra_options)
 
         require_whole_panels(q, extra_options)
         panels = frame_indices(frames_per_call(q.shape[0], extra_options), extra_options)
-        block = (*extra_options["block"], extra_options["block_index"])
+        size = tuple(extra_options["activations_shape"][-2:])
+        draws = [self._draw(size, panel, step, extra_options) for panel in panels]
+        sources = sources_within(panels, settings.sources)
+
+        maps: SubjectMaps | None = extra_options.get(MAPS_KEY)
+        guarded = frozenset() if maps is None else maps.guarded
+        labels = None if maps is None else maps.labels(step.sigma, size)
+        if labels is None:
+            # Nothing is known yet of who stands where: for this one call better no sharing than between strangers.
+            sources = [[] if panel in guarded else own for panel, own in zip(panels, sources, strict=True)]
         return consistent_self_attention(
             q,
             k,
             v,
             chunks=len(extra_options["cond_or_uncond"]),
-            sources=sources_within(panels, settings.sources),
-            draws=[
-                draw_tokens(tokens, settings.sampling_rate, draw=(settings.seed, step.index, block, panel))
-                for panel in panels
-            ],
-            attend=attend,
+            sources=sources,
+            draws=draws,
+            attend=self._attend(extra_options),
+            key_bias=self._key_bias(panels, draws, labels, guarded, q),
         )
+
+    def _draw(self, size: tuple[int, ...], panel: int, step: SamplingStep, extra_options: dict[str, Any]) -> TokenDraw:
+        height, width = size
+        if self.settings.token_choice == "grid":
+            return grid_tokens(height, width, self.sampling_rate)
+        block = (*extra_options["block"], extra_options["block_index"])
+        draw = (self.settings.seed, step.index, block, panel)
+        return draw_tokens(height * width, self.sampling_rate, draw=draw)
+
+    def _attend(self, extra_options: dict[str, Any]) -> Attend:
+        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+            if bias is None:
+                return self.previous(q, k, v, extra_options)
+            return plain_attention(q, k, v, extra_options, bias)
+
+        return attend
+
+    def _key_bias(
+        self,
+        panels: Sequence[int],
+        draws: Sequence[TokenDraw],
+        labels: TokenLabels | None,
+        guarded: Collection[int],
+        like: torch.Tensor,
+    ) -> KeyBias:
+        """What weakens or excludes other panels' keys; `panels` numbers the rows of this call within the story."""
+
+        def bias(reader: int, pool: Sequence[int]) -> torch.Tensor | None:
+            readable = None
+            if labels is not None and panels[reader] in guarded:
+
+                def readable(source: int) -> torch.Tensor:
+                    return labels.may_read(
+                        panels[reader],
+                        panels[source],
+                        draws[source].sampled,
+                        subjects_only=self.settings.subjects_only,
+                    )
+
+            return shared_key_bias(
+                reader,
+                pool,
+                shared=len(draws[reader].sampled),
+                own=len(draws[reader].rest),
+                strength=self.settings.strength,
+                readable=readable,
+                like=like,
+            )
+
+        return bias
 
 
 def require_whole_panels(q: torch.Tensor, extra_options: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from .panel_conditioning import repeat_rows, stack_conditioning
 from .story_text import Story
 from .story_type import StoryType
+from .subject_tokens import SUBJECTS_KEY, subject_positions
 
 
 class StoryEncodePrompts(io.ComfyNode):
@@ -50,5 +51,8 @@ class StoryEncodePrompts(io.ComfyNode):
             return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
 
         positive = stack_conditioning([encode(panel.prompt) for panel in story.panels])
+        subjects = [subject_positions(clip.tokenize, panel.prompt, panel.subjects) for panel in story.panels]
+        for _, options in positive:
+            options[SUBJECTS_KEY] = subjects
         negative = repeat_rows(encode(story.negative), len(story.panels))
         return io.NodeOutput(positive, negative)

@@ -21,10 +21,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from .sentences import Passage, has_words, language_of, split_passages
 from .styles import apply_style, join_negative, style_named
+
+if TYPE_CHECKING:
+    import torch
 
 UNNAMED_CHARACTER = "(unnamed)"
 """The one character of a story that tags nobody, so that its panels have a character in common."""
@@ -47,12 +51,16 @@ class Panel:
     `prompt` is complete (characters described, style applied). `characters` names those who stand in the
     panel: none for `[NC]`; in a story that names nobody, every other panel has `UNNAMED_CHARACTER`.
     `is_reference` marks a given picture that the story's panels are drawn after, not one that is drawn.
+    `subjects` gives, for each of `characters`, the words that stand for it in the prompt: its description, or its
+    name. `masks` gives where it stands, (H, W) from 0 to 1, if the user has said so.
     """
 
     prompt: str
     caption: str
     characters: tuple[str, ...]
     is_reference: bool = False
+    subjects: dict[str, str] = field(default_factory=dict, compare=False)
+    masks: dict[str, torch.Tensor] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -192,7 +200,8 @@ def _panel(passage: Passage, cast: _Cast, present: tuple[str, ...], style: str) 
     if caption is None:
         caption = _write_names(text, cast, where, {}, set())
     characters = () if None in tags else named or present
-    return Panel(apply_style(prompt, style), caption, characters), named or present
+    subjects = {name: cast.sheet.get(name, name) for name in characters if name != UNNAMED_CHARACTER}
+    return Panel(apply_style(prompt, style), caption, characters, subjects=subjects), named or present
 
 
 def _split_labels(text: str, cast: _Cast, where: str) -> tuple[list[str], str]:

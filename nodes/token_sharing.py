@@ -12,8 +12,14 @@ from dataclasses import dataclass
 
 import torch
 
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""Multi-head attention of projected queries (R, N, C) over keys and values (R, M, C), giving (R, N, C)."""
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+"""Multi-head attention of projected queries (R, N, C) over keys and values (R, M, C), giving (R, N, C).
+
+Its last argument is added to the logits: (1 or N, M), or None for nothing.
+"""
+
+KeyBias = Callable[[int, Sequence[int]], torch.Tensor | None]
+"""For a reader and its pool of panels, what is added to the logits; see `subject_masks.shared_key_bias`."""
 
 
 def sampled_token_count(tokens: int, rate: float) -> int:
@@ -46,6 +52,22 @@ def draw_tokens(tokens: int, rate: float, *, draw: tuple[object, ...]) -> TokenD
     generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little"))
     order = torch.randperm(tokens, generator=generator)
     # Sorted: attention doesn't care about the order of keys, memory reads do.
+    return TokenDraw(sampled=order[:count].sort().values, rest=order[count:].sort().values)
+
+
+def grid_tokens(height: int, width: int, rate: float) -> TokenDraw:
+    """The tokens (row-major) that a panel of height x width tokens gives if they lie on a regular grid.
+
+    Tokens are taken in the order of an 8 x 8 Bayer matrix: at any rate as evenly spread as can be, at rate 0.5 the
+    chequerboard. No chance, and the same tokens at every step.
+    """
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    rank = torch.zeros(height, width, dtype=torch.int64)
+    for bit in range(3):
+        row, column = rows >> bit & 1, columns >> bit & 1
+        rank = rank * 4 + ((row ^ column) * 2 + row)
+    order = rank.flatten().argsort(stable=True)
+    count = sampled_token_count(height * width, rate)
     return TokenDraw(sampled=order[:count].sort().values, rest=order[count:].sort().values)
 
 
@@ -98,6 +120,7 @@ def consistent_self_attention(
     sources: Sequence[Sequence[int]],
     draws: Sequence[TokenDraw],
     attend: Attend,
+    key_bias: KeyBias | None = None,
 ) -> torch.Tensor:
     """O_i = Attention(Q_i, K_Pi, V_Pi) with P_i = [S_i, I_i] (equation 3), on projected tensors.
 
@@ -115,6 +138,7 @@ def consistent_self_attention(
         sources: for each of the B panels, the panels it reads from.
         draws: for each of the B panels, what it gives; all give the same number of tokens.
         attend: plain attention; it must not keep k and v, whose memory the next reader gets.
+        key_bias: what weakens or excludes other panels' keys; None: nothing.
 
     Returns:
         (chunks * B, N, C)
@@ -129,7 +153,7 @@ def consistent_self_attention(
         )
     pools = readers_by_pool(sources)
     if not pools:
-        return attend(q, k, v)
+        return attend(q, k, v, None)
 
     q, k, v = (tensor.unflatten(0, (chunks, panels)) for tensor in (q, k, v))  # (chunks, B, N, C)
     sampled = torch.stack([draw.sampled for draw in draws]).to(q.device, non_blocking=True)  # (B, M)
@@ -143,9 +167,10 @@ def consistent_self_attention(
         for reader in readers:
             paired_k[:, shared:] = k[:, reader, rest[reader]]
             paired_v[:, shared:] = v[:, reader, rest[reader]]
-            out[:, reader] = attend(q[:, reader], paired_k, paired_v)
+            bias = key_bias(reader, pool) if key_bias else None
+            out[:, reader] = attend(q[:, reader], paired_k, paired_v, bias)
     alone = [panel for panel, readable in enumerate(sources) if not readable]
     if alone:
-        plain = (tensor[:, alone].flatten(0, 1) for tensor in (q, k, v))
-        out[:, alone] = attend(*plain).unflatten(0, (chunks, len(alone)))
+        alone_q, alone_k, alone_v = (tensor[:, alone].flatten(0, 1) for tensor in (q, k, v))
+        out[:, alone] = attend(alone_q, alone_k, alone_v, None).unflatten(0, (chunks, len(alone)))
     return out.flatten(0, 1)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from storydiffusion.benchmarks import _consistency_meetings as meetings
+from storydiffusion.benchmarks import _consistency_references as references
 from storydiffusion.benchmarks import _consistency_routing as routing
+from storydiffusion.benchmarks import _consistency_windows as windows
 from storydiffusion.benchmarks._consistency_metrics import Figure, measure, over_stories
 from storydiffusion.benchmarks._consistency_sampling import (
     Painter,
     Sampling,
     Setting,
+    as_story,
     rendered_stories,
     shuffled_values,
     story_prompts,
@@ -21,11 +26,13 @@ from storydiffusion.benchmarks.consistency import (
     CONTROL,
     DEFAULT,
     PLAIN,
+    as_markdown,
     contact_sheet,
     failures,
-    table,
 )
+from storydiffusion.devtools.toy.figure import Kind
 from storydiffusion.devtools.toy.oracle import read_pictures
+from storydiffusion.devtools.toy.world import Direction, random_look, render, stage
 
 PROMPTS = story_prompts(24, 4, seed=3)
 
@@ -95,7 +102,7 @@ def test_failures_name_each_threshold() -> None:
 def test_table_and_sheet() -> None:
     images = rendered_stories(PROMPTS, 1, one_look=True)
     rows = {"perfect": measure(read_pictures(images), PROMPTS)}
-    assert "| perfect | 0.0 ± 0.0 |" in table(rows)
+    assert "| perfect | 0.0 ± 0.0 |" in as_markdown(rows)
     sheet = contact_sheet([images, images])
     assert sheet.size == ((2 * 4 * 33 + 3) * 4, 6 * 33 * 4)
 
@@ -114,7 +121,7 @@ def test_shuffled_values_leave_own_tokens_alone() -> None:
 
 def test_drawing_is_deterministic_and_settings_matter() -> None:
     painter = Painter(Sampling(steps=2))
-    story = PROMPTS[0][:2]
+    story = as_story(PROMPTS[0][:2])
     images = {
         setting: painter.draw(story, setting, 1)
         for setting in (PLAIN, DEFAULT, CONTROL, replace(DEFAULT, blocks="encoder and middle"))
@@ -149,5 +156,59 @@ def test_panels_of_two_characters_share_only_with_their_own() -> None:
     other = [*story]
     other[1::2] = [replace(panel, scene="night", pose="cheering") for panel in story[1::2]]
     for setting, touched in ((routing.ROWS[1], True), (routing.ROWS[2], False)):
-        first, second = (painter.draw(panels, setting, 1)[::2] for panels in (story, other))
+        first, second = (painter.draw(as_story(panels), setting, 1)[::2] for panels in (story, other))
         assert np.allclose(first, second, atol=1e-5) != touched
+
+
+def test_a_meeting_of_rendered_pictures_measures_as_drawn() -> None:
+    """Each character with one look all through its story: nothing of its own changes, nothing of the other comes in."""
+    told = meetings.meetings(12, seed=3)
+    rng = np.random.default_rng(0)
+    images = []
+    for story in told:
+        looks = [random_look(rng, kind) for kind in Kind]
+        alone = [Direction(look.kind, "standing", "middle") for look in looks]
+        both = [Direction(look.kind, "standing", side) for look, side in zip(looks, ("left", "right"), strict=True)]
+        casts = [(alone[:1], looks[:1]), (alone[1:], looks[1:]), (both, looks), (both, looks)]
+        images += [render(stage(rng, scene, *cast)) for scene, cast in zip(story.scenes, casts, strict=True)]
+    figures = meetings.measure_meetings(read_pictures(np.stack(images)), told)
+    assert figures["d/across, own"].mean == pytest.approx(0, abs=0.01)
+    assert figures["agreement, own"].mean == figures["both there"].mean == figures["scene"].mean == 1
+    assert figures["d/across, other"].mean == pytest.approx(1, abs=0.2)
+    assert set(meetings.COLUMNS) == set(figures)
+    assert told[0].story.panels[2].subjects == {"Bob": "a man", "Ann": "a woman"}
+
+
+def test_windows_measure_the_way_back_to_the_first_panel() -> None:
+    prompts = story_prompts(4, 8, seed=3)
+    perfect = rendered_stories(prompts, 1, one_look=True).reshape(4, 8, 32, 32, 3)
+    drifted = perfect.copy()
+    drifted[:, -4:] = np.roll(perfect, 2, axis=0)[:, -4:]  # a look of another story, of the same kind
+    near, far = (
+        windows.measure_windows(read_pictures(images.reshape(32, 32, 32, 3)), prompts) for images in (perfect, drifted)
+    )
+    assert near["first to last"].mean == pytest.approx(0, abs=0.01)
+    assert far["first to last"].mean > 0.6
+    assert far["first to others"].mean == pytest.approx(far["first to last"].mean * 4 / 7, abs=0.05)
+
+
+def test_references_measure_the_distance_to_the_given_picture() -> None:
+    prompts = story_prompts(6, 4, seed=3)
+    given = [references.reference_for(story, seed) for seed, story in enumerate(prompts)]
+    pictures = np.concatenate([reference.pictures for reference in given])
+    # Panels that are the reference itself have its looks; those of the world's own choice don't.
+    figures = references.measure_references(read_pictures(pictures.repeat(4, axis=0)), prompts, pictures)
+    assert figures["to reference / across"].mean == pytest.approx(0, abs=0.01)
+    assert figures["agreement with reference"].mean == 1
+    free = rendered_stories(prompts, 1, one_look=False)
+    figures = references.measure_references(read_pictures(free), prompts, pictures)
+    assert figures["to reference / across"].mean == pytest.approx(1, abs=0.25)
+    assert given[0].lines.startswith(("[Man] standing, in the middle", "[Woman] standing, in the middle"))
+
+
+@pytest.mark.parametrize("knob", [{"window": 2}, {"window": 2, "anchors": False}, {"token_choice": "grid"}])
+def test_every_knob_reaches_the_model(knob: dict[str, Any]) -> None:
+    painter = Painter(Sampling(steps=1))
+    story = as_story(PROMPTS[0])
+    plain, turned = (painter.draw(story, setting, 1) for setting in (DEFAULT, replace(DEFAULT, **knob)))
+    assert np.abs(plain - turned).max() > 1e-3

@@ -7,7 +7,7 @@ import comfy.samplers
 import pytest
 import torch
 from storydiffusion.nodes.attention_nodes import StoryApplyConsistentSelfAttention, choose_blocks
-from storydiffusion.nodes.attention_patch import STEP_KEY, current_step, self_attention_blocks
+from storydiffusion.nodes.attention_patch import STEP_KEY, current_step, noise_level, self_attention_blocks
 from storydiffusion.nodes.story_text import Panel, Story
 from storydiffusion.nodes.token_sharing import draw_tokens
 
@@ -118,8 +118,8 @@ def test_equals_the_papers_equations_on_the_models_own_hidden_states(tiny_sd15, 
     with Recorder(model, block) as record:
         sample(apply(model, seed=11, blocks="all"), clip)
     assert record.chunks == [2, 2]
-    for call, (hidden, out) in enumerate(zip(record.hidden, record.out, strict=True)):
-        draw = [draw_tokens(hidden.shape[1], 0.5, draw=(11, call, (*block, 0), panel)).sampled for panel in range(3)]
+    for step, hidden, out in zip(record.steps, record.hidden, record.out, strict=True):
+        draw = [draw_tokens(hidden.shape[1], 0.5, draw=(11, step, (*block, 0), panel)).sampled for panel in range(3)]
         reference = equation_3(hidden, record.layer.attn1, 2, draw)
         assert ((out.double() - reference).norm() / reference.norm()).item() <= 1e-6
 
@@ -128,8 +128,8 @@ def test_equals_the_papers_equations_in_deep_sdxl_blocks(tiny_sdxl):
     model, clip, _ = tiny_sdxl
     with Recorder(model, ("input", 5), transformer=3) as record:
         sample(apply(model, blocks="all"), clip, steps=1)
-    hidden, out = record.hidden[0], record.out[0]
-    draw = [draw_tokens(hidden.shape[1], 0.5, draw=(0, 0, ("input", 5, 3), panel)).sampled for panel in range(3)]
+    hidden, out, step = record.hidden[0], record.out[0], record.steps[0]
+    draw = [draw_tokens(hidden.shape[1], 0.5, draw=(0, step, ("input", 5, 3), panel)).sampled for panel in range(3)]
     reference = equation_3(hidden, record.layer.attn1, 2, draw)
     assert ((out.double() - reference).norm() / reference.norm()).item() <= 1e-6
 
@@ -176,7 +176,8 @@ def test_heun_asks_twice_in_a_step_and_each_call_knows_its_step(tiny_sd15):
     model, clip, _ = tiny_sd15
     with Recorder(model, ("output", 1)) as record:
         sample(apply(model), clip, sampler="heun", steps=3)
-    assert record.steps == [0, 1, 1, 2, 2]
+    first, second, third = sorted(set(record.steps), reverse=True)
+    assert record.steps == [first, second, second, third, third]
 
 
 @pytest.mark.parametrize(
@@ -213,8 +214,10 @@ def test_chunk_orders_are_each_exact(tiny_sd15, case):
     with Recorder(model, ("output", 2)) as record:
         sample(apply(model), clip, steps=1, **arguments)
     assert record.chunks == chunks
-    for count, hidden, out in zip(record.chunks, record.hidden, record.out, strict=True):
-        draw = [draw_tokens(hidden.shape[1], 0.5, draw=(0, 0, ("output", 2, 0), panel)).sampled for panel in range(3)]
+    for count, step, hidden, out in zip(record.chunks, record.steps, record.hidden, record.out, strict=True):
+        draw = [
+            draw_tokens(hidden.shape[1], 0.5, draw=(0, step, ("output", 2, 0), panel)).sampled for panel in range(3)
+        ]
         reference = equation_3(hidden, record.layer.attn1, count, draw)
         assert ((out.double() - reference).norm() / reference.norm()).item() <= 1e-6
 
@@ -262,12 +265,15 @@ def test_start_and_end(tiny_sd15):
 
 
 def test_block_choices(tiny_sd15, tiny_sdxl):
+    def keys(blocks, choice):
+        return [block.key for block in choose_blocks(blocks, choice)]
+
     sd15 = self_attention_blocks(tiny_sd15[0].model.diffusion_model)
-    assert choose_blocks(sd15, "all") == [("input", 1), ("input", 3), ("middle", 0)] + [("output", n) for n in range(4)]
-    assert choose_blocks(sd15, "decoder") == [("output", n) for n in range(4)]
-    assert choose_blocks(sd15, "decoder_upper_levels") == [("output", 2), ("output", 3)]
+    assert keys(sd15, "all") == [("input", 1), ("input", 3), ("middle", 0)] + [("output", n) for n in range(4)]
+    assert keys(sd15, "decoder") == [("output", n) for n in range(4)]
+    assert keys(sd15, "decoder_upper_levels") == [("output", 2), ("output", 3)]
     sdxl = self_attention_blocks(tiny_sdxl[0].model.diffusion_model)
-    assert choose_blocks(sdxl, "decoder_upper_levels") == [("output", 2), ("output", 3)]
+    assert keys(sdxl, "decoder_upper_levels") == [("output", 2), ("output", 3)]
     with pytest.raises(ValueError, match="'none'"):
         choose_blocks(sd15, "none")
 
@@ -303,9 +309,21 @@ def test_an_attention_override_of_another_node_is_asked(tiny_sd15):
     assert 96 in keys  # 64 own tokens and 32 of the other panel
 
 
-@pytest.mark.parametrize(("sigma", "step"), [(15.0, 0), (14.0, 0), (10.0001, 1), (9.0, 1), (5.0, 2), (0.1, 2)])
-def test_current_step(sigma, step):
-    assert current_step(sigma, [14.0, 10.0, 5.0, 0.0]).index == step
+@pytest.mark.parametrize(
+    ("sigma", "start"), [(15.0, 14.0), (14.0, 14.0), (10.0001, 10.0), (9.0, 10.0), (5.0, 5.0), (0.1, 5.0), (0.0, 0.0)]
+)
+def test_current_step(sigma, start):
+    schedule = [14.0, 10.0, 5.0, 0.0]
+    assert current_step(sigma, schedule).index == noise_level(start)
+    assert current_step(sigma, schedule[::-1]).index == noise_level(start)  # from picture to noise
+
+
+def test_a_step_has_one_number_in_any_part_of_its_schedule():
+    schedule = [14.0, 10.0, 5.0, 1.0, 0.0]
+    for sigma in (10.0, 7.0, 5.0):
+        assert current_step(sigma, schedule[1:]) == current_step(sigma, schedule)
+        assert current_step(sigma, schedule[:3]) == current_step(sigma, schedule)
+    assert len({current_step(sigma, schedule).index for sigma in schedule}) == 5
 
 
 class TestErrors:

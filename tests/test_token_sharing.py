@@ -3,11 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from storydiffusion.nodes.subject_masks import BACKGROUND, label_tokens, may_read, shared_key_bias
+from storydiffusion.nodes.tiled_sharing import tiled_consistent_self_attention
 from storydiffusion.nodes.token_sharing import (
     TokenDraw,
     all_other_panels,
     consistent_self_attention,
     draw_tokens,
+    grid_tokens,
     panels_sharing_a_character,
     sampled_token_count,
 )
@@ -15,13 +18,16 @@ from storydiffusion.nodes.token_sharing import (
 HEADS = 2
 
 
-def attend(q, k, v):
+def attend(q, k, v, bias=None):
     q, k, v = (t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
 
 
-def brute_force(q, k, v, *, chunks, sources, draws):
-    """Equation 3, one query token and one head at a time, in float64."""
+def brute_force(q, k, v, *, chunks, sources, draws, weight=lambda *_: 1.0):
+    """Equation 3, one query token and one head at a time, in float64.
+
+    `weight(reader, token, source, other)` multiplies the exponential of a key of another panel.
+    """
     panels, width = len(sources), q.shape[-1] // HEADS
     q, k, v = (t.double() for t in (q, k, v))
     out = torch.empty_like(q)
@@ -35,7 +41,9 @@ def brute_force(q, k, v, *, chunks, sources, draws):
             part = slice(head * width, (head + 1) * width)
             for token in range(q.shape[1]):
                 scores = torch.stack([q[row, token, part] @ k[r, t, part] for r, t in pairs]) / width**0.5
-                weights = scores.softmax(0)
+                factors = [1.0 if r == row else weight(reader, token, r - chunk * panels, t) for r, t in pairs]
+                weights = scores.exp() * torch.tensor(factors, dtype=torch.float64)
+                weights = weights / weights.sum()
                 out[row, token, part] = sum(w * v[r, t, part] for w, (r, t) in zip(weights, pairs, strict=True))
     return out
 
@@ -158,3 +166,99 @@ def test_rows_that_are_not_whole_chunks_of_panels():
             draws=[TokenDraw(torch.arange(4), torch.arange(0))] * 3,
             attend=attend,
         )
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "rate"), [(4, 4, 0.5), (8, 8, 0.25), (5, 7, 0.3), (16, 16, 1.0), (3, 3, 0.0)]
+)
+def test_grid_gives_its_count_spread_evenly(height, width, rate):
+    draw = grid_tokens(height, width, rate)
+    assert len(draw.sampled) == round(height * width * rate)
+    assert sorted([*draw.sampled.tolist(), *draw.rest.tolist()]) == list(range(height * width))
+
+
+def test_grid_at_half_is_the_chequerboard_and_at_a_quarter_every_other_row_and_column():
+    taken = torch.zeros(64)
+    taken[grid_tokens(8, 8, 0.5).sampled] = 1
+    rows, columns = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
+    assert torch.equal(taken.view(8, 8), ((rows + columns) % 2 == 0).float())
+    taken = torch.zeros(64)
+    taken[grid_tokens(8, 8, 0.25).sampled] = 1
+    assert torch.equal(taken.view(8, 8), ((rows % 2 == 0) & (columns % 2 == 0)).float())
+
+
+def sharing(panels, tokens, chunks=2):
+    return {
+        "chunks": chunks,
+        "sources": all_other_panels(panels),
+        "draws": [draw_tokens(tokens, 0.5, draw=(0, panel)) for panel in range(panels)],
+    }
+
+
+def tensors(rows, tokens):
+    generator = torch.Generator().manual_seed(4)
+    return [torch.randn(rows, tokens, 8, generator=generator) for _ in range(3)]
+
+
+@pytest.mark.parametrize("strength", [0.05, 0.5, 1.0])
+def test_strength_multiplies_the_other_panels_weights(strength):
+    q, k, v = tensors(6, 6)
+    kept = sharing(3, 6)
+
+    def bias(reader, pool):
+        return shared_key_bias(reader, pool, shared=3, own=3, strength=strength, readable=None, like=q)
+
+    ours = consistent_self_attention(q, k, v, attend=attend, key_bias=bias, **kept)
+    assert relative_error(ours, brute_force(q, k, v, **kept, weight=lambda *_: strength)) <= 1e-6
+
+
+@pytest.mark.parametrize("subjects_only", [False, True])
+def test_labels_gate_tokens_as_a_loop_over_pairs_does(subjects_only):
+    q, k, v = tensors(6, 8)
+    kept = sharing(3, 8)
+    generator = torch.Generator().manual_seed(5)
+    present = torch.tensor([[True, True], [True, False], [True, True]])
+    labels = label_tokens(torch.rand(3, 2, 8, generator=generator), present)
+    assert {label for row in labels.tolist() for label in row} == {0, 1, BACKGROUND}
+
+    def bias(reader, pool):
+        def readable(source):
+            given = labels[source][kept["draws"][source].sampled]
+            return may_read(labels[reader], given, present[reader], subjects_only=subjects_only)
+
+        return shared_key_bias(reader, pool, shared=4, own=4, strength=0.5, readable=readable, like=q)
+
+    def weight(reader, token, source, other):
+        query, key = labels[reader, token].item(), labels[source, other].item()
+        if query == key:
+            return 0.5 if key != BACKGROUND or not subjects_only else 0.0
+        to_or_from_background = key == BACKGROUND or (query == BACKGROUND and present[reader, key])
+        return 0.5 if to_or_from_background and not subjects_only else 0.0
+
+    ours = consistent_self_attention(q, k, v, attend=attend, key_bias=bias, **kept)
+    assert relative_error(ours, brute_force(q, k, v, **kept, weight=weight)) <= 1e-6
+
+
+@pytest.mark.parametrize(("panels", "window"), [(5, 2), (5, 3), (4, 4), (3, 8), (2, 1)])
+def test_tiles_equal_the_mean_over_brute_force_tiles(panels, window):
+    q, k, v = tensors(panels, 6)
+    draws = [draw_tokens(6, 0.5, draw=(0, panel)) for panel in range(panels)]
+    ours = tiled_consistent_self_attention(q, k, v, window=window, draws=draws, attend=attend)
+    found = [[] for _ in range(panels)]
+    for first in range(max(panels - window, 0) + 1):
+        rows = list(range(first, min(first + window, panels)))
+        tile = brute_force(
+            *(t[rows] for t in (q, k, v)),
+            chunks=1,
+            sources=all_other_panels(len(rows)),
+            draws=[draws[row] for row in rows],
+        )
+        for row, out in zip(rows, tile, strict=True):
+            found[row].append(out)
+    reference = torch.stack([torch.stack(results).mean(0) for results in found])
+    assert relative_error(ours, reference) <= 1e-6
+
+
+def test_tiles_of_no_panels_are_refused():
+    with pytest.raises(ValueError, match="window is 0"):
+        tiled_consistent_self_attention(*tensors(2, 6), window=0, draws=[], attend=attend)

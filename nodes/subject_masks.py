@@ -1,0 +1,103 @@
+"""Where the characters of a panel stand, and which tokens may therefore pass between panels. Host-free.
+
+As in ConsiStory (arXiv 2402.03286): a character is where the model's cross-attention looks at the words that name it,
+cut off by Otsu's threshold. A token is labelled with one character, an index into the story's characters, or with
+BACKGROUND.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+BACKGROUND = -1
+
+
+def otsu_threshold(values: torch.Tensor) -> torch.Tensor:
+    """Threshold (...) that cuts values (..., N) into the two classes that lie farthest apart (Otsu, 1979)."""
+    ordered = values.sort(dim=-1).values
+    count = ordered.shape[-1]
+    below = torch.arange(1, count, device=values.device)
+    sums = ordered.cumsum(-1)
+    mean_below, mean_above = sums[..., :-1] / below, (sums[..., -1:] - sums[..., :-1]) / (count - below)
+    between_classes = below * (count - below) * (mean_above - mean_below) ** 2
+    cut = between_classes.argmax(-1, keepdim=True)
+    return (ordered.gather(-1, cut) + ordered.gather(-1, cut + 1)).squeeze(-1) / 2
+
+
+def label_tokens(maps: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """Label every token of B panels.
+
+    Args:
+        maps: (B, C, N) how much each token belongs to each of the story's C characters, on any scale.
+        present: (B, C) whether the character stands in the panel at all.
+
+    Returns:
+        (B, N) int64, the character or BACKGROUND
+    """
+    low, high = maps.amin(-1, keepdim=True), maps.amax(-1, keepdim=True)
+    # Words differ in how much attention they draw; each map is brought to 0..1 before characters compete.
+    score = (maps - low) / (high - low).clamp(min=torch.finfo(maps.dtype).tiny)
+    score = score * (score > otsu_threshold(score)[..., None]) * present[..., None]
+    best, label = score.max(dim=1)
+    return torch.where(best > 0, label, BACKGROUND)
+
+
+def may_read(
+    query_labels: torch.Tensor, key_labels: torch.Tensor, present: torch.Tensor, *, subjects_only: bool
+) -> torch.Tensor:
+    """Which keys of another panel a panel's queries may attend to, (N, M) bool.
+
+    A character's tokens go to that character's tokens, never to another's, and to the background of panels in which
+    it stands; background goes everywhere. With `subjects_only` background neither gives nor receives.
+
+    Args:
+        query_labels: (N,) labels of the reading panel's tokens.
+        key_labels: (M,) labels of the tokens it is given.
+        present: (C,) the characters that stand in the reading panel.
+    """
+    query, key = query_labels[:, None], key_labels[None]
+    same = (query == key) & (key != BACKGROUND)
+    if subjects_only:
+        return same
+    known = present[key_labels.clamp(min=0)][None]
+    return same | (key == BACKGROUND) | ((query == BACKGROUND) & known)
+
+
+def shared_key_bias(
+    reader: int,
+    pool: Sequence[int],
+    *,
+    shared: int,
+    own: int,
+    strength: float,
+    readable: Callable[[int], torch.Tensor] | None,
+    like: torch.Tensor,
+) -> torch.Tensor | None:
+    """What to add to a reader's attention logits, (1 or N, len(pool) * shared + own), or None for nothing.
+
+    Keys lie as in `consistent_self_attention`: `shared` tokens of each panel of the pool, the reader among them,
+    then `own` more of its own.
+
+    Args:
+        strength: weight of other panels' keys in the softmax, relative to the reader's own (0 excluded).
+        readable: gives, for another panel of the pool, `may_read` of its shared tokens; None: everything.
+        like: dtype and device of the result.
+    """
+    if strength == 1 and readable is None:
+        return None
+    # Not -inf: kernels that go through the keys in pieces divide by zero where a whole piece is excluded.
+    weight, excluded = math.log(strength), torch.finfo(like.dtype).min / 2
+    columns = []
+    for source in pool:
+        if source == reader:
+            columns.append(like.new_zeros(1, shared))
+        elif readable is None:
+            columns.append(like.new_full((1, shared), weight))
+        else:
+            columns.append(torch.where(readable(source), weight, excluded).to(like))
+    columns.append(like.new_zeros(1, own))
+    rows = max(column.shape[0] for column in columns)
+    return torch.cat([column.expand(rows, -1) for column in columns], dim=1)

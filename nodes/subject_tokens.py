@@ -1,0 +1,40 @@
+"""Which tokens of an encoded prompt name a character. Host-free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+Tokens = Mapping[str, Sequence[Sequence[Sequence[Any]]]]
+"""What the host's CLIP.tokenize gives: for each text encoder, chunks of (token, weight) pairs."""
+
+SUBJECTS_KEY = "storydiffusion_subjects"
+"""Entry of a conditioning's options: for each panel, {character: positions of the tokens that name it}."""
+
+
+def subject_positions(
+    tokenize: Callable[[str], Tokens], prompt: str, subjects: Mapping[str, str]
+) -> dict[str, list[int]]:
+    """Positions, in the encoded `prompt`, of the tokens of each phrase of `subjects`, {character: phrase}.
+
+    A phrase is looked for as a run of tokens, so that weights such as "(a man:1.2)" and the start and end tokens
+    between two chunks of a long prompt don't hide it. A phrase that occurs twice counts where it occurs first; one
+    that the tokenizer melts into its neighbours, as happens in CJK text, has no positions.
+    """
+    silent = {token for token, _ in _tokens(tokenize(""))}
+    spoken = [(position, token) for position, (token, _) in enumerate(_tokens(tokenize(prompt))) if token not in silent]
+    positions = {}
+    for name, phrase in subjects.items():
+        wanted = [token for token, _ in _tokens(tokenize(phrase)) if token not in silent]
+        starts = (i for i in range(len(spoken)) if [token for _, token in spoken[i : i + len(wanted)]] == wanted)
+        first = next(starts, None)
+        found = [] if first is None else spoken[first : first + len(wanted)]
+        positions[name] = [position for position, _ in found]
+    return positions
+
+
+def _tokens(tokens: Tokens) -> Iterable[tuple[Any, float]]:
+    """All tokens of the first text encoder, in order: SDXL's two encoders see the same tokens at the same places."""
+    chunks = next(iter(tokens.values()))
+    # A textual inversion stands as a tensor: it names nobody.
+    return ((pair[0] if isinstance(pair[0], int) else -1, pair[1]) for chunk in chunks for pair in chunk)

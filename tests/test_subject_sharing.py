@@ -1,0 +1,281 @@
+"""Strength, token choice, level rates and subject masks of Consistent Self-Attention, on the real host."""
+
+import comfy.sample
+import pytest
+import torch
+from storydiffusion.nodes.attention_nodes import StoryApplyConsistentSelfAttention, parse_level_rates
+from storydiffusion.nodes.attention_patch import self_attention_blocks
+from storydiffusion.nodes.conditioning_nodes import StoryEncodePrompts
+from storydiffusion.nodes.story_text import parse_story
+from storydiffusion.nodes.subject_maps import MAPS_KEY
+from storydiffusion.nodes.subject_nodes import StorySetSubjectMasks, set_subject_masks
+from storydiffusion.nodes.subject_tokens import SUBJECTS_KEY, subject_positions
+from storydiffusion.nodes.token_sharing import draw_tokens
+
+SHEET = "[Bob] a man with a red hat\n[Ann] a tall girl, in a blue dress"
+MEETING = parse_story("[Bob] and [Ann] dance\n[Bob] walks\n[Ann] sleeps", SHEET)
+BOB = parse_story("[Bob] sings\n[Bob] walks\n[Bob] sleeps", SHEET)
+
+
+@pytest.fixture(scope="module")
+def encoded(tiny_sd15):
+    """Conditionings of the two stories: a full-size text encoder on a CPU costs more than the sampling."""
+    return {id(story): StoryEncodePrompts.execute(tiny_sd15[1], story).result for story in (MEETING, BOB)}
+
+
+@pytest.fixture
+def sample(tiny_sd15, encoded):
+    def run(model, story=BOB, *, steps=2, conditioning=None, cfg=5.0):
+        positive, negative = conditioning or encoded[id(story)]
+        latent = torch.zeros(len(story.panels), 4, 8, 8)
+        noise = comfy.sample.prepare_noise(latent, 5)
+        return comfy.sample.sample(
+            model, noise, steps, cfg, "ddim", "normal", positive, negative, latent, disable_pbar=True, seed=5
+        )
+
+    return run
+
+
+def apply(model, story=None, *, sampling_rate=0.5, blocks="decoder", seed=0, window=0, **knobs):
+    node = StoryApplyConsistentSelfAttention
+    return node.execute(model, sampling_rate, seed, 0.0, 1.0, blocks, window, story, **knobs).result[0]
+
+
+def keep(seen, name):
+    """Hook that keeps the first output of a module (or input, before it)."""
+
+    def hook(_module, arguments, output=None):
+        seen.setdefault(name, (arguments[0] if output is None else output).clone())
+
+    return hook
+
+
+class TestStrength:
+    """The log-weight of the other panels' keys."""
+
+    def test_zero_is_the_stock_model_and_one_the_paper_bit_for_bit(self, tiny_sd15, sample):
+        model = tiny_sd15[0]
+        assert torch.equal(sample(apply(model, strength=0.0)), sample(model))
+        assert torch.equal(sample(apply(model, strength=1.0)), sample(apply(model)))
+
+    def test_between_lies_between(self, tiny_sd15, sample):
+        model = tiny_sd15[0]
+        stock, paper = sample(model, steps=1), sample(apply(model), steps=1)
+        distances = [(sample(apply(model, strength=s), steps=1) - stock).norm().item() for s in (0.1, 0.4, 0.8)]
+        assert 0 < distances[0] < distances[1] < distances[2] < (paper - stock).norm().item()
+
+    def test_equals_the_paper_equation_with_weighted_keys(self, tiny_sd15, sample):
+        """One layer's real hidden states; the reference multiplies exponentials."""
+        model = tiny_sd15[0]
+        layer = next(
+            part for part in model.model.diffusion_model.output_blocks[1] if hasattr(part, "transformer_blocks")
+        ).transformer_blocks[0]
+        seen = {}
+        hooks = [
+            layer.norm1.register_forward_hook(keep(seen, "hidden")),
+            layer.attn1.to_out.register_forward_pre_hook(keep(seen, "out")),
+        ]
+        try:
+            sample(apply(model, strength=0.3, seed=9), steps=1)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        hidden, attention = seen["hidden"].double(), layer.attn1
+        weights = [getattr(attention, name).weight.double() for name in ("to_q", "to_k", "to_v")]
+        tokens = hidden.shape[1]
+        sampled = [draw_tokens(tokens, 0.5, draw=(9, 0, ("output", 1, 0), panel)).sampled for panel in range(3)]
+        for row in range(6):
+            chunk, reader = divmod(row, 3)
+            others = [hidden[chunk * 3 + j, sampled[j]] for j in range(3) if j != reader]
+            keys = torch.cat([hidden[row], *others])
+            factor = torch.cat([torch.ones(tokens), torch.full((len(keys) - tokens,), 0.3)]).double()
+            q, k, v = hidden[row] @ weights[0].T, keys @ weights[1].T, keys @ weights[2].T
+            q, k, v = (t.unflatten(-1, (attention.heads, -1)).transpose(0, 1) for t in (q, k, v))
+            exponentials = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).exp() * factor
+            reference = (exponentials / exponentials.sum(-1, keepdim=True) @ v).transpose(0, 1).flatten(1)
+            assert ((seen["out"][row] - reference).norm() / reference.norm()).item() <= 1e-6
+
+
+class TestTokenChoiceAndLevels:
+    """Which tokens are given, and at which levels."""
+
+    def test_a_grid_needs_no_seed(self, tiny_sd15, sample):
+        model = tiny_sd15[0]
+        first = sample(apply(model, token_choice="grid", seed=1))
+        assert torch.equal(first, sample(apply(model, token_choice="grid", seed=2)))
+        assert not torch.equal(first, sample(apply(model, seed=1)))
+        whole = sample(apply(model, token_choice="grid", sampling_rate=1.0))
+        assert torch.equal(whole, sample(apply(model, sampling_rate=1.0)))
+
+    def test_rate_zero_at_the_lowest_level_is_the_upper_levels_alone(self, tiny_sd15, sample):
+        model = tiny_sd15[0]
+        lowest = max(block.downsampling for block in self_attention_blocks(model.model.diffusion_model))
+        upper = sample(apply(model, blocks="decoder_upper_levels"))
+        assert torch.equal(sample(apply(model, level_rates=f"{lowest}: 0")), upper)
+        assert not torch.equal(sample(apply(model, level_rates=f"{lowest}: 0.2")), upper)
+
+    def test_a_pair_per_level(self, tiny_sd15):
+        blocks = self_attention_blocks(tiny_sd15[0].model.diffusion_model)
+        assert parse_level_rates(" 1:0.3 ,2 : 1", blocks) == {1: 0.3, 2: 1.0}
+        assert parse_level_rates("", blocks) == {}
+
+    @pytest.mark.parametrize(
+        ("text", "complaint"),
+        [("0.3", "'0.3'; write"), ("16: 0.3", "level 16, but .* levels 1, 2"), ("2: 1.5", "level 2 the rate 1.5")],
+    )
+    def test_refuses_what_it_cannot_read(self, tiny_sd15, text, complaint):
+        with pytest.raises(ValueError, match=complaint):
+            apply(tiny_sd15[0], level_rates=text)
+
+
+@pytest.mark.parametrize("checkpoint", ["tiny_sd15", "tiny_sdxl"])
+@pytest.mark.parametrize("prefix", ["", "rain, " * 40])
+def test_positions_are_those_of_the_description(checkpoint, prefix, request):
+    clip = request.getfixturevalue(checkpoint)[1]
+    prompt = f"{prefix}(a man with a red hat:1.3) and a tall girl, in a blue dress, dance"
+    subjects = {"Bob": "a man with a red hat", "Ann": "a tall girl, in a blue dress", "Eve": "an old woman"}
+    found = subject_positions(clip.tokenize, prompt, subjects)
+    tokens = [token for chunk in next(iter(clip.tokenize(prompt).values())) for token, _ in chunk]
+    plain = [
+        token for token, _ in next(iter(clip.tokenize("a man with a red hat a tall girl, in a blue dress").values()))[0]
+    ]
+    assert [tokens[i] for i in found["Bob"] + found["Ann"]] == plain[1:15]
+    assert found["Eve"] == []
+
+
+class TestSubjects:
+    """Who stands where decides what passes."""
+
+    def test_watching_changes_nothing_by_itself(self, tiny_sd15, sample):
+        model = tiny_sd15[0]
+        assert torch.equal(sample(apply(model, MEETING, sampling_rate=0.0), MEETING), sample(model, MEETING))
+
+    def test_masks_that_are_empty_leave_panels_plain_and_full_ones_share(self, tiny_sd15, sample):
+        model = tiny_sd15[0]
+
+        def masked(value):
+            story = set_subject_masks(BOB, "Bob", torch.full((1, 8, 8), float(value)))
+            return sample(apply(model, story, share="subjects"), steps=1)
+
+        torch.testing.assert_close(masked(0), sample(model, steps=1), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(masked(1), sample(apply(model, BOB), steps=1), rtol=1e-3, atol=1e-3)
+        left = torch.zeros(1, 8, 8)
+        left[..., :4] = 1
+        story = set_subject_masks(BOB, "Bob", left)
+        half = sample(apply(model, story, share="subjects"), steps=1)
+        assert not torch.allclose(half, sample(model, steps=1), atol=1e-3)
+        assert not torch.allclose(half, sample(apply(model, BOB), steps=1), atol=1e-3)
+
+    def test_a_masked_layer_equals_attention_over_the_allowed_tokens(self, tiny_sd15, sample):
+        """Tokens outside the mask come out of a layer as they do of the stock layer on the same input."""
+        model = tiny_sd15[0]
+        layer = next(
+            part for part in model.model.diffusion_model.output_blocks[3] if hasattr(part, "transformer_blocks")
+        ).transformer_blocks[0]
+        seen = {}
+        left = torch.zeros(1, 8, 8)
+        left[..., :4] = 1
+        story = set_subject_masks(BOB, "Bob", left)
+        hooks = [
+            layer.norm1.register_forward_hook(keep(seen, "hidden")),
+            layer.attn1.to_out.register_forward_hook(keep(seen, "out")),
+        ]
+        try:
+            sample(apply(model, story, share="subjects", level_rates="1: 1"), steps=1)
+            ours = seen["out"]
+            stock = layer.attn1(seen["hidden"])
+        finally:
+            for hook in hooks:
+                hook.remove()
+        inside = left.flatten().bool()
+        torch.testing.assert_close(ours[:, ~inside], stock[:, ~inside], rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(ours[:, inside], stock[:, inside], atol=1e-3)
+
+    def test_one_character_alone_needs_no_masks(self, tiny_sd15, sample):
+        model = tiny_sd15[0]
+        assert MAPS_KEY not in model.model_options["transformer_options"]
+        positive, negative = (
+            [[tensor, {key: value for key, value in options.items() if key != SUBJECTS_KEY}]]
+            for ((tensor, options),) in StoryEncodePrompts.execute(tiny_sd15[1], BOB).result
+        )
+        conditioning = (positive, negative)
+        assert torch.equal(sample(apply(model, BOB), conditioning=conditioning), sample(apply(model)))
+
+    def test_the_maps_decide_and_are_the_same_every_time(self, tiny_sd15, sample):
+        model = tiny_sd15[0]
+        patched = apply(model, MEETING)
+        first = sample(patched, MEETING, steps=3)
+        assert torch.equal(sample(patched, MEETING, steps=3), first)
+        assert not torch.equal(sample(model, MEETING, steps=3), first)
+        whole = set_subject_masks(set_subject_masks(MEETING, "Bob", left_half()), "Ann", 1 - left_half())
+        assert not torch.allclose(sample(apply(model, whole), MEETING, steps=3), first, atol=1e-3)
+        assert MAPS_KEY not in patched.model_options["transformer_options"]
+
+    def test_the_halves_of_guidance_together_or_apart(self, tiny_sd15, sample, encoded):
+        """A negative of another length is run apart from the positive: the panels must not notice."""
+        model, clip, _ = tiny_sd15
+        positive, _ = encoded[id(MEETING)]
+        kept = []
+
+        def keep(arguments):
+            kept.append(arguments["cond_denoised"].clone())
+            return arguments["cond_denoised"]
+
+        patched = apply(model, MEETING)
+        patched.set_model_sampler_post_cfg_function(keep)
+        for words in ("blurry", "blurry " * 330):
+            negative = clip.encode_from_tokens_scheduled(clip.tokenize(words))
+            sample(patched, MEETING, conditioning=(positive, negative))
+        torch.testing.assert_close(kept[0], kept[2], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(kept[1], kept[3], rtol=1e-3, atol=1e-3)
+
+    def test_windows_of_a_whole_story_change_nothing(self, tiny_sd15, sample):
+        model = tiny_sd15[0]
+        assert torch.equal(sample(apply(model, MEETING, window=3), MEETING), sample(apply(model, MEETING), MEETING))
+
+
+def left_half():
+    mask = torch.zeros(1, 16, 16)
+    mask[..., :8] = 1
+    return mask
+
+
+class TestErrors:
+    """Each says what is wrong, with its value, and what to do."""
+
+    def test_subjects_without_a_story(self, tiny_sd15):
+        with pytest.raises(ValueError, match=r"share is 'subjects'.*connect a story"):
+            apply(tiny_sd15[0], share="subjects")
+
+    def test_subjects_without_names(self, tiny_sd15):
+        with pytest.raises(ValueError, match="names no character"):
+            apply(tiny_sd15[0], parse_story("a man walks\nhe sleeps"), share="subjects")
+
+    def test_prompts_encoded_elsewhere(self, tiny_sd15, sample, encoded):
+        ((tensor, options),), negative = encoded[id(MEETING)]
+        bare = [[tensor, {key: value for key, value in options.items() if key != SUBJECTS_KEY}]]
+        with pytest.raises(ValueError, match=r"Panel 1: where \[Bob\] stands can't be found.*Encode Story Prompts"):
+            sample(apply(tiny_sd15[0], MEETING), MEETING, conditioning=(bare, negative))
+
+    def test_a_replacement_by_another_node_cannot_weigh_tokens(self, tiny_sd15):
+        owned = tiny_sd15[0].clone()
+        owned.set_model_attn1_replace(lambda q, k, v, options: q, "output", 1)
+        with pytest.raises(ValueError, match="Another node has replaced the self-attention"):
+            apply(owned, strength=0.5)
+        with pytest.raises(ValueError, match="Another node has replaced the self-attention"):
+            apply(owned, MEETING)
+
+    @pytest.mark.parametrize(
+        ("knob", "value"), [("strength", -0.1), ("strength", 1.5), ("share", "nothing"), ("token_choice", "best")]
+    )
+    def test_values_out_of_range(self, tiny_sd15, knob, value):
+        with pytest.raises(ValueError, match=f"{knob} is {value!r}; it must"):
+            apply(tiny_sd15[0], **{knob: value})
+
+    def test_masks_of_nobody(self):
+        with pytest.raises(ValueError, match="character is 'Eve'; the story's characters are: Bob, Ann"):
+            StorySetSubjectMasks.execute(MEETING, "Eve", left_half())
+
+    def test_masks_of_another_count(self):
+        with pytest.raises(ValueError, match="masks holds 2 masks, but the story has 3 panels"):
+            StorySetSubjectMasks.execute(MEETING, "[Bob]", left_half().expand(2, -1, -1))
