@@ -20,6 +20,7 @@ from .attention_patch import (
     require_matching_rows,
     self_attention_blocks,
 )
+from .panel_preview import PREVIEW_KEY, preview_all_panels
 from .story_text import UNNAMED_CHARACTER, Story
 from .story_type import StoryType
 from .subject_maps import CrossAttentionReader, follow_subjects, guarded_panels
@@ -114,6 +115,11 @@ def share_tokens(
             raise ValueError(
                 "This model has Consistent Self-Attention already. Remove one of the two Apply Consistent "
                 "Self-Attention nodes, or connect this one to the model from before the other."
+            )
+        if getattr(owner, "__module__", None) == "comfy_extras.nodes_sag":
+            raise ValueError(
+                "Self-Attention Guidance comes before Apply Consistent Self-Attention on this model, and would take "
+                "the keys that panels share for a panel's own. Connect it behind, or set blocks to decoder."
             )
         if owner is not None and (guarded or settings.strength not in (0, 1)):
             raise ValueError(
@@ -329,4 +335,5 @@ class StoryApplyConsistentSelfAttention(io.ComfyNode):
             WRAPPER_KEY,
             require_matching_rows(len(story.panels) if story else None),
         )
+        model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, PREVIEW_KEY, preview_all_panels)
         return io.NodeOutput(model)

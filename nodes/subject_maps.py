@@ -163,11 +163,26 @@ def guarded_panels(story: Story, sources: Sequence[Sequence[int]], *, subjects_o
     return frozenset(guarded)
 
 
+def require_reader(transformer_options: Mapping[str, Any]) -> None:
+    """Refuse a model on which a later node has overwritten every `CrossAttentionReader`, as IP-Adapter nodes do."""
+    patches = list(transformer_options.get("patches_replace", {}).get("attn2", {}).values())
+    while patches:
+        patch = patches.pop()
+        if isinstance(patch, CrossAttentionReader):
+            return
+        patches += [patch.previous] if hasattr(patch, "previous") else []
+    raise ValueError(
+        "A node behind Apply Consistent Self-Attention has replaced the model's cross-attention, as IP-Adapter nodes "
+        "do, so where the characters stand can't be seen. Connect that node before Apply Consistent Self-Attention."
+    )
+
+
 def follow_subjects(story: Story, guarded: frozenset[int]) -> Callable[..., Any]:
     """OUTER_SAMPLE wrapper that gives a run its own `SubjectMaps`."""
 
     def run(executor: Any, noise: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         guider = executor.class_obj
+        require_reader(guider.model_options["transformer_options"])
         naming = {
             entry["uuid"]: NamingTokens(entry["cross_attn"].shape[1], entry[SUBJECTS_KEY])
             for conditioning in guider.conds.values()

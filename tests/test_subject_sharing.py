@@ -4,7 +4,7 @@ import comfy.sample
 import pytest
 import torch
 from storydiffusion.nodes.attention_nodes import StoryApplyConsistentSelfAttention, parse_level_rates
-from storydiffusion.nodes.attention_patch import self_attention_blocks
+from storydiffusion.nodes.attention_patch import STEP_KEY, self_attention_blocks
 from storydiffusion.nodes.conditioning_nodes import StoryEncodePrompts
 from storydiffusion.nodes.story_text import parse_story
 from storydiffusion.nodes.subject_maps import MAPS_KEY
@@ -50,6 +50,15 @@ def keep(seen, name):
     return hook
 
 
+def keep_options(seen):
+    """Hook that keeps what the host tells a layer."""
+
+    def hook(_module, _arguments, keywords):
+        seen.setdefault("options", keywords["transformer_options"])
+
+    return hook
+
+
 class TestStrength:
     """The log-weight of the other panels' keys."""
 
@@ -74,6 +83,7 @@ class TestStrength:
         hooks = [
             layer.norm1.register_forward_hook(keep(seen, "hidden")),
             layer.attn1.to_out.register_forward_pre_hook(keep(seen, "out")),
+            layer.register_forward_pre_hook(keep_options(seen), with_kwargs=True),
         ]
         try:
             sample(apply(model, strength=0.3, seed=9), steps=1)
@@ -83,7 +93,8 @@ class TestStrength:
         hidden, attention = seen["hidden"].double(), layer.attn1
         weights = [getattr(attention, name).weight.double() for name in ("to_q", "to_k", "to_v")]
         tokens = hidden.shape[1]
-        sampled = [draw_tokens(tokens, 0.5, draw=(9, 0, ("output", 1, 0), panel)).sampled for panel in range(3)]
+        step = seen["options"][STEP_KEY].index
+        sampled = [draw_tokens(tokens, 0.5, draw=(9, step, ("output", 1, 0), panel)).sampled for panel in range(3)]
         for row in range(6):
             chunk, reader = divmod(row, 3)
             others = [hidden[chunk * 3 + j, sampled[j]] for j in range(3) if j != reader]
@@ -256,6 +267,13 @@ class TestErrors:
         bare = [[tensor, {key: value for key, value in options.items() if key != SUBJECTS_KEY}]]
         with pytest.raises(ValueError, match=r"Panel 1: where \[Bob\] stands can't be found.*Encode Story Prompts"):
             sample(apply(tiny_sd15[0], MEETING), MEETING, conditioning=(bare, negative))
+
+    def test_a_node_behind_that_replaces_cross_attention(self, tiny_sd15, sample):
+        blinded = apply(tiny_sd15[0], MEETING)
+        for key in list(blinded.model_options["transformer_options"]["patches_replace"]["attn2"]):
+            blinded.set_model_attn2_replace(lambda q, k, v, options: q, *key)
+        with pytest.raises(ValueError, match=r"where the characters stand can't be seen\. Connect that node before"):
+            sample(blinded, MEETING)
 
     def test_a_replacement_by_another_node_cannot_weigh_tokens(self, tiny_sd15):
         owned = tiny_sd15[0].clone()
