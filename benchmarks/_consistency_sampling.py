@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.patcher_extension
 import comfy.sample
 import numpy as np
 import torch
@@ -18,11 +19,18 @@ from ..devtools.toy.pixel_vae import ENLARGED
 from ..devtools.toy.scenes import SCENES
 from ..devtools.toy.world import POSE_NAMES, POSITION_NAMES, random_look, render, stage
 from ..devtools.toy.world import Direction as Directed
-from ..nodes.attention_nodes import StoryApplyConsistentSelfAttention, share_tokens, story_sources
-from ..nodes.attention_patch import AttentionBlock, SharingSettings, self_attention_blocks
+from ..nodes.attention_nodes import (
+    WRAPPER_KEY,
+    StoryApplyConsistentSelfAttention,
+    decoder_blocks,
+    share_tokens,
+    story_sources,
+)
+from ..nodes.attention_patch import STEP_KEY, AttentionBlock, SharingSettings, note_step, self_attention_blocks
 from ..nodes.conditioning_nodes import StoryEncodePrompts
 from ..nodes.reference_nodes import StoryAddReferencePanels
 from ..nodes.story_text import Panel, Story
+from ..nodes.token_sharing import all_other_panels, draw_tokens
 from ..nodes.window_handler import evaluate_in_windows
 from ._consistency_metrics import PanelPrompt
 
@@ -170,8 +178,10 @@ class Painter:
         all_blocks = self_attention_blocks(model.model.diffusion_model)
         if setting.shuffled:
             model = model.clone()
-            for block in all_blocks:
-                model.set_model_attn1_replace(shuffled_values, *block.key)
+            for block in decoder_blocks(all_blocks):
+                model.set_model_attn1_replace(ShuffledValues(setting.rate, seed), *block.key)
+            model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, WRAPPER_KEY, note_step)
+            return model
         if setting.blocks in OTHER_BLOCKS or not setting.masks:
             chosen = OTHER_BLOCKS.get(setting.blocks, lambda block: block.key[0] == "output")
             sources = story_sources(story) if setting.routed else None
@@ -207,9 +217,30 @@ def panel_noise(latent: dict[str, Any], seed: int, setting: Setting) -> torch.Te
     return noise[:1].expand_as(noise).clone() if setting.same_noise else noise
 
 
-def shuffled_values(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict[str, Any]) -> torch.Tensor:
-    """The attention under the node's: what it adds to a panel's own tokens loses the tie between key and value."""
-    own, all_tokens = q.shape[1], k.shape[1]
-    order = torch.randperm(all_tokens - own, generator=torch.Generator().manual_seed(all_tokens)) + own
-    mixed = torch.cat([v[:, :own], v[:, order.to(v.device)]], dim=1)
-    return attention_pytorch(q, k, mixed, extra_options["n_heads"])
+@dataclass(frozen=True)
+class ShuffledValues:
+    """Control: the patch of a block in which other panels' keys come with the values of others of their tokens."""
+
+    rate: float
+    seed: int
+
+    def __call__(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict[str, Any]
+    ) -> torch.Tensor:
+        """q, k, v: (chunks * panels, N, C); a panel's own tokens stay as they are."""
+        chunks, step = len(extra_options["cond_or_uncond"]), extra_options[STEP_KEY].index
+        panels, tokens = q.shape[0] // chunks, q.shape[1]
+        generator = torch.Generator().manual_seed((1000 * self.seed + step) % 2**63)
+        out = torch.empty_like(q)
+        for reader, others in enumerate(all_other_panels(panels)):
+            draws = [draw_tokens(tokens, self.rate, draw=(self.seed, step, panel)).sampled for panel in others]
+            order = torch.randperm(sum(map(len, draws)), generator=generator)
+            for row in range(reader, q.shape[0], panels):
+                first = row - reader
+                given_k, given_v = (
+                    torch.cat([tensor[first + panel, draw] for panel, draw in zip(others, draws, strict=True)])
+                    for tensor in (k, v)
+                )
+                keys, values = torch.cat([k[row], given_k]), torch.cat([v[row], given_v[order]])
+                out[row] = attention_pytorch(q[row, None], keys[None], values[None], extra_options["n_heads"])[0]
+        return out

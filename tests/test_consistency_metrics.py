@@ -17,9 +17,9 @@ from storydiffusion.benchmarks._consistency_sampling import (
     Painter,
     Sampling,
     Setting,
+    ShuffledValues,
     as_story,
     rendered_stories,
-    shuffled_values,
     story_prompts,
 )
 from storydiffusion.benchmarks.consistency import (
@@ -33,6 +33,7 @@ from storydiffusion.benchmarks.consistency import (
 from storydiffusion.devtools.toy.figure import Kind
 from storydiffusion.devtools.toy.oracle import read_pictures
 from storydiffusion.devtools.toy.world import Direction, random_look, render, stage
+from storydiffusion.nodes.attention_patch import STEP_KEY, SamplingStep
 
 PROMPTS = story_prompts(24, 4, seed=3)
 
@@ -108,15 +109,23 @@ def test_table_and_sheet() -> None:
 
 
 def test_shuffled_values_leave_own_tokens_alone() -> None:
-    q, k, v = (torch.randn(2, tokens, 32, generator=torch.Generator().manual_seed(0)) for tokens in (8, 20, 20))
-    options = {"n_heads": 1}
-    own = shuffled_values(q, k[:, :8], v[:, :8], options)
-    assert torch.allclose(own, torch.nn.functional.scaled_dot_product_attention(q, k[:, :8], v[:, :8]), atol=1e-5)
-    exact = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-    assert not torch.allclose(shuffled_values(q, k, v, options), exact, atol=1e-2)
-    # All values equal: nothing to shuffle.
-    flat = v[:, :1].expand_as(v)
-    assert torch.allclose(shuffled_values(q, k, flat, options), flat[:, :8], atol=1e-5)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(4, 8, 32, generator=generator) for _ in range(3))
+    options = {"n_heads": 1, "cond_or_uncond": [1, 0], STEP_KEY: SamplingStep(index=3, sigma=1.0)}
+    attend = torch.nn.functional.scaled_dot_product_attention
+    assert torch.allclose(ShuffledValues(0.0, seed=1)(q, k, v, options), attend(q, k, v), atol=1e-5)
+
+    def both(panel: int) -> tuple[torch.Tensor, torch.Tensor]:
+        first, other = panel - panel % 2, panel ^ 1
+        return torch.cat([k[panel], k[other]]), torch.cat([v[panel], v[first + other % 2]])
+
+    shuffled = ShuffledValues(1.0, seed=1)
+    exact = torch.stack([attend(q[panel], *both(panel)) for panel in range(4)])
+    assert not torch.allclose(shuffled(q, k, v, options), exact, atol=1e-2)
+    # All values of each panel equal: nothing to shuffle between two panels.
+    v = v[:, :1].expand_as(v)
+    exact = torch.stack([attend(q[panel], *both(panel)) for panel in range(4)])
+    assert torch.allclose(shuffled(q, k, v, options), exact, atol=1e-5)
 
 
 def test_drawing_is_deterministic_and_settings_matter() -> None:
