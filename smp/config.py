@@ -178,15 +178,16 @@ class SMPModelConfig:
             ("projection", ProjectionConfig),
         ):
             if parts.get(name) is not None:
-                parts[name] = _build(part, parts[name])
-        parts["sites"] = tuple(_build(CrossAttentionSite, site) for site in parts.get("sites", ()))
-        return _build(cls, parts)
+                parts[name] = build_dataclass(part, parts[name])
+        parts["sites"] = tuple(build_dataclass(CrossAttentionSite, site) for site in parts.get("sites", ()))
+        return build_dataclass(cls, parts)
 
 
 T = TypeVar("T")
 
 
-def _build(cls: type[T], data: dict[str, Any]) -> T:
+def build_dataclass(cls: type[T], data: dict[str, Any]) -> T:
+    """An instance of a dataclass from named entries; ValueError, naming them, when some are unknown or missing."""
     known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(data) - known)
     if unknown:

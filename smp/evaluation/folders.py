@@ -1,0 +1,104 @@
+"""Scores of videos and of panels that lie in folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..training.videos import list_videos
+from .clip_scores import Measures, Scores, clip_scores
+from .image_scores import character_scores
+from .models import CLIPScorer
+from .poses import PoseReader
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+
+
+def score_videos(folder: Path, measures: Measures, size: int) -> tuple[list[Scores], dict[str, str]]:
+    """Scores of every video below a folder, and the broken ones with the reason.
+
+    Args:
+        folder: videos; `NAME.png` beside `NAME.mp4` is the picture that it should end on.
+        measures: the models.
+        size: frames are resized so that their shorter side has so many pixels; LPIPS depends on it.
+    """
+    rows, broken = [], {}
+    for name in list_videos(folder):
+        path = folder / name
+        end = path.with_suffix(".png")
+        try:
+            frames = read_video(path, size)
+            last = _resized(read_image(end)[None], frames.shape[1:3])[0] if end.is_file() else None
+            rows.append(clip_scores(frames, measures, last))
+        except (av.FFmpegError, ValueError, IndexError, OSError) as error:
+            broken[name] = str(error)
+    return rows, broken
+
+
+def score_characters(folder: Path, clip: CLIPScorer, poses: PoseReader | None) -> tuple[dict[str, Scores], int]:
+    """Scores of every character, and the number of panels in which no person was found.
+
+    Args:
+        folder: a folder for each character, with its panels and the prompt of `NAME.png` in `NAME.txt`.
+        clip: the model.
+        poses: finds keypoints, or None: no pose diversity.
+
+    Raises:
+        ValueError: no characters, fewer than two panels, or panels with and without prompts mixed.
+    """
+    characters = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if not characters:
+        raise ValueError(f"{folder} has no folders; it must hold one for each character.")
+    scores, unseen = {}, 0
+    for character in characters:
+        panels = sorted(path for path in character.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        images = [read_image(panel) for panel in panels]
+        found = [] if poses is None else [poses.read(image) for image in images]
+        seen = [keypoints for keypoints in found if keypoints is not None]
+        unseen += len(found) - len(seen)
+        try:
+            embeds = torch.cat([clip.embed(image[None]) for image in images]) if images else torch.zeros(0, 1)
+            scores[character.name] = character_scores(embeds, _embed_prompts(panels, clip), seen)
+        except ValueError as error:
+            raise ValueError(f"Character {character.name}: {error}") from error
+    return scores, unseen
+
+
+def _embed_prompts(panels: list[Path], clip: CLIPScorer) -> Tensor | None:
+    texts = [path.with_suffix(".txt") for path in panels]
+    missing = [path.name for path in texts if not path.is_file()]
+    if missing and len(missing) < len(texts):
+        raise ValueError(f"Some panels have a prompt and some have none; missing: {missing[:3]}.")
+    return None if missing else clip.embed_texts([path.read_text(encoding="utf-8").strip() for path in texts])
+
+
+def read_video(path: Path, size: int) -> Tensor:
+    """All frames, (F, H, W, 3) in [0, 1], the shorter side `size` pixels."""
+    with av.open(str(path)) as container:
+        frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    if not frames:
+        raise ValueError("it has no frames.")
+    height, width = frames[0].shape[:2]
+    scale = size / min(height, width)
+    shape = (round(height * scale), round(width * scale))
+    return torch.cat([_resized(frame[None].float() / 255, shape) for frame in frames])
+
+
+def read_image(path: Path) -> Tensor:
+    """(H, W, 3) in [0, 1]; what is transparent is white."""
+    image = Image.open(path).convert("RGBA")
+    flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return torch.from_numpy(np.asarray(flat).copy()).float() / 255
+
+
+def _resized(images: Tensor, shape: tuple[int, int] | torch.Size) -> Tensor:
+    if tuple(images.shape[1:3]) == tuple(shape):
+        return images
+    resized = F.interpolate(images.movedim(-1, 1), size=tuple(shape), mode="bicubic", antialias=True)
+    return resized.clamp(0, 1).movedim(1, -1)

@@ -1,0 +1,1 @@
+"""Training of the Semantic Motion Predictor: host-free; needs the packages of pyproject's group `train`."""

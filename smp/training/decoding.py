@@ -1,0 +1,112 @@
+"""Stage (b): predictor, added projections and motion module under the denoising loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import save_checkpoint
+from ..model import SemanticMotion
+from .clips import Clip
+from .config import TrainConfig
+from .denoiser import Denoiser
+from .pictures import frame_images
+from .sampling import Conditioning, sample_clips
+from .semantic import SMP_FILE, require_predictor
+from .stage import Preview, Stage, per_clip_mse
+
+
+@dataclass(frozen=True)
+class DecodingDraw:
+    """Noise, timestep, and which conditioning of a clip is dropped."""
+
+    drop_motion: float
+    drop_text: float
+    drop_both: float
+    timesteps: int
+
+    def __call__(self, clip: Clip, generator: torch.Generator) -> Clip:
+        """Entries `noise` (F, c, h, w), `timesteps` (), `drop_motion` () and `drop_text` ()."""
+        limits = torch.tensor([self.drop_both, self.drop_motion, self.drop_text]).cumsum(0)
+        both, motion, text = torch.rand((), generator=generator) < limits  # each includes those before it
+        return {
+            "noise": torch.randn(clip["latents"].shape, generator=generator),
+            "timesteps": torch.randint(self.timesteps, (), generator=generator),
+            "drop_motion": motion,
+            "drop_text": both | (text & ~motion),
+        }
+
+
+class DecodingStage(Stage):
+    """Mean squared error of the denoiser's prediction, its motion tokens predicted from the clip's two ends.
+
+    Args:
+        motion: an SMP with a predictor.
+        denoiser: what decodes its tokens.
+        config: the rates of dropped conditioning, and how previews are drawn.
+        blank: what unconditional rows see; see `ClipDataset.blank`.
+    """
+
+    fields = ("tokens", "latents", "text")
+    blank_tokens: Tensor
+    blank_text: Tensor
+
+    def __init__(self, motion: SemanticMotion, denoiser: Denoiser, config: TrainConfig, blank: Clip) -> None:
+        """Freezes resampler and projection; the denoiser has frozen what it keeps."""
+        super().__init__()
+        steps = denoiser.scheduler.config.num_train_timesteps
+        self.draw = DecodingDraw(config.drop_motion, config.drop_text, config.drop_both, steps)
+        self.motion, self.denoiser, self.config = motion, denoiser, config
+        motion.requires_grad_(False)
+        require_predictor(motion).requires_grad_(True)
+        self.register_buffer("blank_tokens", blank["tokens"], persistent=False)
+        self.register_buffer("blank_text", blank["text"], persistent=False)
+
+    def forward(self, batch: Clip) -> Tensor:
+        """Denoising loss of each clip, (B,)."""
+        added = torch.where(batch["drop_motion"][:, None, None, None], self.blank(), self.predict(batch["tokens"]))
+        text = torch.where(batch["drop_text"][:, None, None], self.blank_text, batch["text"])
+        noise, latents, timesteps = batch["noise"], batch["latents"], batch["timesteps"]
+        scheduler = self.denoiser.scheduler
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+        velocity = scheduler.config.prediction_type == "v_prediction"
+        target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
+        return per_clip_mse(self.denoiser.predict(noisy, timesteps, text, added), target)
+
+    def predict(self, tokens: Tensor) -> Tensor:
+        """P as cross-attention reads it, from a clip's two ends: (B, F, N, C) -> (B, F, N', C')."""
+        return self.motion.transition(tokens[:, 0], tokens[:, -1], tokens.shape[1])
+
+    def blank(self) -> Tensor:
+        """The unconditional rows' P: (N', C')."""
+        return self.motion.project(self.blank_tokens)
+
+    def validate(self, batch: Clip) -> dict[str, Tensor]:
+        """The same loss; a clip's draws are the same at every validation."""
+        return {"loss": self(batch)}
+
+    def preview(self, clip: Clip) -> Preview:
+        """The true clip, and the one drawn from its two ends, in noise that is always the same."""
+        latents = clip["latents"][None]
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(self.config.seed))
+        given = Conditioning(self.predict(clip["tokens"][None]), clip["text"][None])
+        drawn = sample_clips(
+            self.denoiser,
+            given,
+            Conditioning(self.blank().expand_as(given.tokens), self.blank_text[None]),
+            noise.to(latents),
+            steps=self.config.preview_steps,
+            cfg=self.config.preview_cfg,
+        )
+        return {
+            "true": frame_images(self.denoiser.to_pixels(latents)[0]),
+            "drawn": frame_images(self.denoiser.to_pixels(drawn)[0]),
+        }
+
+    def export(self, folder: Path) -> None:
+        """Write `smp.safetensors`, and what the denoiser trained besides."""
+        save_checkpoint(folder / SMP_FILE, self.motion, self.denoiser.added_kv)
+        self.denoiser.export(folder)

@@ -1,0 +1,100 @@
+"""Clips to what training reads: tokens, and for the decoding stage latents and text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..encoder import EncodedImages, OpenCLIPEncoder
+from ..model import SemanticMotion
+from .clips import Clip
+from .load_sd15 import load_vae
+from .videos import RawClip
+
+
+class TokenEncoder:
+    """Frames to tokens of an SMP's space, as the nodes make them.
+
+    Args:
+        encoder: the image encoder.
+        motion: the SMP whose space it is; its resampler is used as it is.
+        device: where it runs.
+    """
+
+    def __init__(self, encoder: OpenCLIPEncoder, motion: SemanticMotion, device: torch.device) -> None:
+        """Moves both to the device."""
+        self.encoder, self.motion, self.device = encoder.to(device).eval(), motion.to(device).eval(), device
+
+    @torch.no_grad()
+    def encode(self, clip: RawClip) -> Clip:
+        """`tokens` (F, N, C)."""
+        return {"tokens": self._tokens(self.encoder(clip.frames.to(self.device)))}
+
+    @torch.no_grad()
+    def blank(self) -> Clip:
+        """What unconditional rows see: `tokens` (N, C)."""
+        if self.motion.config.uncond == "zero":
+            return {"tokens": torch.zeros(self.motion.config.token_shape)}
+        size = self.encoder.size
+        pixels = torch.zeros(1, 3, size, size, device=self.device)
+        return {"tokens": self._tokens(self.encoder.encode_pixels(pixels))[0].cpu()}
+
+    def _tokens(self, encoded: EncodedImages) -> Tensor:
+        space = self.motion.config.token_space
+        return self.motion.tokens(encoded.image_embeds if space == "image_embeds" else encoded.hidden_states)
+
+
+class SD15Encoder:
+    """Frames to SD1.5's latents and captions to its text tokens.
+
+    Args:
+        folder: SD1.5 in diffusers' layout (vae/, text_encoder/, tokenizer/).
+        device: where it runs.
+
+    Raises:
+        ValueError: a part is missing.
+    """
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        """Loads the three parts from local files."""
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        for part in ("text_encoder", "tokenizer"):
+            if not (folder / part).is_dir():
+                raise ValueError(f"There is no {part}/ in {folder}; it must be SD1.5 in diffusers' layout.")
+        self.device, self.vae = device, load_vae(folder).to(device)
+        self.tokenizer: Any = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        text: Any = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True)
+        self.text = text.to(device).eval()
+
+    @torch.no_grad()
+    def encode(self, clip: RawClip) -> Clip:
+        """`latents` (F, 4, size/8, size/8) and `text` (77, 768).
+
+        Latents are the mean of the VAE's distribution: its spread is far below the noise that training adds.
+        """
+        pixels = clip.frames.to(self.device).movedim(-1, 1) * 2 - 1
+        latents = self.vae.encode(pixels).latent_dist.mean * self.vae.config.scaling_factor
+        return {"latents": latents, "text": self.encode_text(clip.caption)}
+
+    @torch.no_grad()
+    def encode_text(self, caption: str) -> Tensor:
+        """(77, 768); a longer caption is cut at 77 tokens, as SD1.5 was trained."""
+        options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        ids = self.tokenizer(caption, max_length=self.tokenizer.model_max_length, **options).input_ids
+        return self.text(ids.to(self.device))[0][0]
+
+    def blank(self) -> Clip:
+        """`text` of the empty caption."""
+        return {"text": self.encode_text("").cpu()}
+
+
+class ClipEncoder(Protocol):
+    """One of the above."""
+
+    def encode(self, clip: RawClip, /) -> Clip: ...  # noqa: D102
+
+    def blank(self) -> Clip: ...  # noqa: D102

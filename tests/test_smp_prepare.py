@@ -1,0 +1,186 @@
+"""Videos to shards: what is cut, what is skipped and listed, and what an interruption costs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from storydiffusion.devtools.tiny_clips import tiny_config
+from storydiffusion.devtools.tiny_sd15 import (
+    CLIP_EMBED_WIDTH,
+    CLIP_MODEL,
+    TEXT_WIDTH,
+    write_open_clip,
+    write_sd15,
+    write_video,
+)
+from storydiffusion.smp import prepare as command
+from storydiffusion.smp.encoder import load_open_clip
+from storydiffusion.smp.training import clip_files
+from storydiffusion.smp.training.clip_files import from_pictures
+from storydiffusion.smp.training.encode import SD15Encoder
+from storydiffusion.smp.training.shards import EncodedClips, ShardReader
+from storydiffusion.smp.training.videos import BrokenVideoError, ClipShape, cut_clips, read_captions
+
+SHAPE = ["--frames", "3", "--stride", "2", "--size", "32", "--clips-per-video", "2", "--videos-per-shard", "2"]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five good videos and three broken ones, in two folders."""
+    folder = tmp_path_factory.mktemp("videos")
+    (folder / "sub").mkdir()
+    for number in range(5):
+        place = folder / ("sub" if number % 2 else "")
+        write_video(place / f"video{number}.mp4", 12, seed=number)
+        (place / f"video{number}.txt").write_text(f"a square {'abcde'[number]}\n", encoding="utf-8")
+    (folder / "no-video.mp4").write_text("this is text", encoding="utf-8")
+    write_video(folder / "short.mp4", 4)
+    whole = (folder / "video0.mp4").read_bytes()
+    (folder / "sub" / "truncated.mp4").write_bytes(whole[: len(whole) // 3])
+    return folder
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["smp.prepare", *(str(word) for word in words)])
+    return command.main()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_videos_become_clips_and_broken_ones_are_listed(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "clips", videos, tmp_path / "out", *SHAPE) == 0
+    assert "10 clips in 4 shards; 3 broken files" in capsys.readouterr().out
+    broken = json.loads((tmp_path / "out" / "broken.json").read_text())
+    assert broken.keys() == {"no-video.mp4", "short.mp4", "sub/truncated.mp4"}
+    assert broken["short.mp4"] == "2 frames at every 2th, a clip needs 3"
+    assert broken["no-video.mp4"].startswith("cannot be decoded: ")
+    reader = ShardReader(str(tmp_path / "out"))
+    clips = [from_pictures(reader, number) for number in range(len(reader))]
+    assert len({clip.key for clip in clips}) == 10
+    assert sorted(clip.caption for clip in clips) == sorted(2 * [f"a square {letter}" for letter in "abcde"])
+    assert all(clip.frames.shape == (3, 32, 32, 3) for clip in clips)
+
+
+def test_clips_are_the_frames_they_should_be(videos: Path) -> None:
+    every = next(cut_clips(videos / "video0.mp4", ClipShape(frames=12, stride=1, size=48)))
+    shape = ClipShape(frames=3, stride=2, size=48, clips_per_video=3)
+    cut = list(cut_clips(videos / "video0.mp4", shape))
+    numbers = [[next(i for i in range(12) if torch.equal(every[i], frame)) for frame in clip] for clip in cut]
+    assert numbers == [[0, 2, 4], [5, 7, 9]]
+    assert every[0].mean() < 0.5 < every[0, 20, 4].mean()  # centred: the square is where it was drawn, less 8 pixels
+    with pytest.raises(BrokenVideoError, match="a clip needs 9"):
+        list(cut_clips(videos / "video0.mp4", ClipShape(frames=9, stride=2)))
+    with pytest.raises(ValueError, match="stride is 0; it must be at least 1"):
+        ClipShape(stride=0)
+
+
+def test_an_interrupted_preparation_goes_on_and_gives_the_same(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoded: list[str] = []
+    encode = clip_files.as_pictures
+
+    def watched(clip: clip_files.RawClip) -> dict:
+        encoded.append(clip.key)
+        if len(encoded) == 6:
+            raise KeyboardInterrupt
+        return encode(clip)
+
+    monkeypatch.setattr(command, "as_pictures", watched)
+    out = tmp_path / "out"
+    assert run(monkeypatch, "clips", videos, out, *SHAPE) == 130
+    assert "goes on from here" in capsys.readouterr().err
+    assert not (out / "index.json").exists()
+    done = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
+    assert 0 < len(done) < 4
+    before = len(encoded)
+    assert run(monkeypatch, "clips", videos, out, *SHAPE) == 0
+    assert {name: (out / name).stat().st_mtime_ns for name in done} == done
+    assert len(encoded) - before < 10  # clips of shards that were done are not made again
+    whole = tmp_path / "whole"
+    assert run(monkeypatch, "clips", videos, whole, *SHAPE) == 0
+    assert contents(out) == contents(whole)
+
+
+def test_parts_fill_one_folder(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    assert run(monkeypatch, "clips", videos, out, *SHAPE, "--part", "1/2") == 0
+    assert "the index is written when all parts are" in capsys.readouterr().out
+    assert not (out / "index.json").exists()
+    assert run(monkeypatch, "clips", videos, out, *SHAPE, "--part", "0/2") == 0
+    assert run(monkeypatch, "clips", videos, whole, *SHAPE) == 0
+    assert contents(out) == contents(whole)
+
+
+def test_other_settings_in_the_same_folder_are_refused(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "clips", videos, tmp_path / "out", *SHAPE) == 0
+    assert run(monkeypatch, "clips", videos, tmp_path / "out", *SHAPE, "--stride", "1") == 1
+    assert "begun with other videos or settings" in capsys.readouterr().err
+    for words, message in (
+        (["clips", tmp_path / "nothing", tmp_path / "x"], "There is no folder"),
+        (["clips", videos, tmp_path / "x", "--part", "2/2"], "--part is '2/2'"),
+        (["clips", tmp_path / "out", tmp_path / "x"], "There are no videos in"),
+    ):
+        assert run(monkeypatch, *words) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_captions_come_from_a_table_too(tmp_path: Path) -> None:
+    (tmp_path / "captions.csv").write_text('video,caption\nsub/a.mp4,"a cat, asleep"\n', encoding="utf-8")
+    assert read_captions(tmp_path / "captions.csv") == {"sub/a.mp4": "a cat, asleep"}
+    (tmp_path / "captions.csv").write_text("name,text\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="it needs 'video' and 'caption'"):
+        read_captions(tmp_path / "captions.csv")
+
+
+def test_embeddings_are_the_encoders_from_videos_and_from_clips_alike(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, sd15 = write_open_clip(tmp_path), tmp_path / "sd15"
+    write_sd15(sd15)
+    model = tiny_config(tmp_path).model | {"encoder_width": CLIP_EMBED_WIDTH}
+    config = tiny_config(tmp_path / "run", frames=3, model=model, sd15=str(sd15))
+    (tmp_path / "run.json").write_text(json.dumps(config.to_dict()), encoding="utf-8")
+    options = [
+        "--config",
+        tmp_path / "run.json",
+        "--encoder",
+        weights,
+        "--encoder-model",
+        CLIP_MODEL,
+        "--device",
+        "cpu",
+    ]
+    assert run(monkeypatch, "embeddings", videos, tmp_path / "direct", *SHAPE, *options) == 0
+    assert run(monkeypatch, "clips", videos, tmp_path / "clips", *SHAPE) == 0
+    assert run(monkeypatch, "embeddings", tmp_path / "clips", tmp_path / "via", *options) == 0
+
+    fields = ("tokens", "latents", "text")
+    direct, via = (EncodedClips(str(tmp_path / name), fields, frames=3) for name in ("direct", "via"))
+    pictures = ShardReader(str(tmp_path / "clips"))
+    clip = from_pictures(pictures, 4)
+    with torch.no_grad():
+        tokens = load_open_clip(weights, CLIP_MODEL)(clip.frames).image_embeds[:, None]
+    encoder = SD15Encoder(sd15, torch.device("cpu"))
+    torch.testing.assert_close(via[4]["tokens"], tokens, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(via[4]["latents"], encoder.encode(clip)["latents"], rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(via[4]["text"], encoder.encode_text(clip.caption), rtol=2e-3, atol=2e-3)
+    assert via[4]["text"].shape == (77, TEXT_WIDTH)
+    assert not torch.allclose(via[4]["text"], via[0]["text"], atol=1e-2)
+    assert len(direct) == len(via) == 10
+    for number in range(10):  # but for what JPEG loses
+        torch.testing.assert_close(direct[number]["tokens"], via[number]["tokens"], rtol=0.1, atol=0.1)
+    assert torch.equal(via.blank["tokens"], torch.zeros(1, CLIP_EMBED_WIDTH))
+    torch.testing.assert_close(via.blank["text"], encoder.encode_text(""))
