@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,9 @@ class FrontEnd:
         self.errors: list[str] = []
         page.on("pageerror", lambda error: self.errors.append(str(error)))
 
-    def open(self, url: str) -> None:
+    def open(self, url: str, settings: Mapping[str, Any] | None = None) -> None:
         """Load the page as one who was here before, without the tour, and wait until nodes can be placed."""
-        self.page.request.post(f"{url}/api/settings", data={"Comfy.TutorialCompleted": True})
+        self.page.request.post(f"{url}/api/settings", data={"Comfy.TutorialCompleted": True, **(settings or {})})
         self.page.goto(url)
         self.page.wait_for_function(READY)
 
@@ -84,14 +84,14 @@ class FrontEnd:
 
 
 @contextmanager
-def open_front_end(url: str, executable: str) -> Iterator[FrontEnd]:
-    """Open ComfyUI's page at `url`."""
+def open_front_end(url: str, executable: str, settings: Mapping[str, Any] | None = None) -> Iterator[FrontEnd]:
+    """Open ComfyUI's page at `url`, with these of its settings changed on the server."""
     options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=options)
         try:
             front_end = FrontEnd(browser.new_page(viewport={"width": 1600, "height": 1000}))
-            front_end.open(url)
+            front_end.open(url, settings)
             yield front_end
         finally:
             browser.close()

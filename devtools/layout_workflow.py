@@ -1,7 +1,8 @@
-"""Make a shipped workflow's UI file from its API twin, in the real front end.
+"""Make the shipped workflows' UI files from their API twins, in the real front end.
 
-`storydiffusion.devtools.layout_workflow NAME` loads workflows/api/NAME.json, arranges the nodes as
-devtools/layouts.json says, and writes workflows/NAME.json, and a screenshot to output/.
+`storydiffusion.devtools.layout_workflow [NAME ...]` loads workflows/api/NAME.json (without a name: each), arranges the
+nodes as devtools/layouts.json says, and writes workflows/NAME.json. Inputs that a node has got since are added to the
+twin, with their defaults. A screenshot goes to output/.
 """
 
 from __future__ import annotations
@@ -14,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from .browser import FrontEnd, find_chromium, open_front_end
-from .server import PACK_ROOT, ComfyServer
-from .workflows import WORKFLOWS, load_api_workflow
+from .server import PACK_ROOT, ComfyServer, Prompt
+from .workflows import WORKFLOWS, api_workflow_names, load_api_workflow
 
 LAYOUTS = Path(__file__).with_name("layouts.json")
+LINE_LENGTH = 100
 
 # Columns from left to right, nodes stacked in each; a group is drawn around the columns that name it.
-ARRANGE = """async ([api, name, layout]) => {
-    await app.loadApiJson(api, name);
-    await new Promise((resolve) => setTimeout(resolve, 1000));
+ARRANGE = """async (layout) => {
     const [gapX, gapY, margin, titleHeight] = [60, 40, 24, 34];
     const offset = [140, 200];
     let x = 0;
@@ -75,29 +75,66 @@ ARRANGE = """async ([api, name, layout]) => {
 def make_ui_workflow(front_end: FrontEnd, name: str) -> dict[str, Any]:
     """Return the UI format of the API workflow, arranged, with its notes."""
     layout = json.loads(LAYOUTS.read_text(encoding="utf-8"))[name]
-    text = front_end.page.evaluate(ARRANGE, [load_api_workflow(name), name, layout])
+    api = load_api_workflow(name)
+    front_end.page.evaluate("([api, name]) => app.loadApiJson(api, name)", [api, name])
+    front_end.page.wait_for_function("(ids) => ids.every((id) => app.graph.getNodeById(id))", arg=list(api))
+    front_end.page.wait_for_timeout(1000)  # widgets settle
+    text = front_end.page.evaluate(ARRANGE, layout)
     workflow: dict[str, Any] = json.loads(text)
     return workflow
 
 
+def with_new_inputs(twin: Prompt, sent: Prompt) -> Prompt:
+    """Return the twin with the inputs that the canvas sends: what the twin has stays as written, new ones follow."""
+    changed: Prompt = {}
+    for node_id, node in twin.items():
+        known, current = node["inputs"], sent[node_id]["inputs"]
+        kept = {name: value for name, value in known.items() if name in current}
+        added = {name: value for name, value in current.items() if name not in known}
+        changed[node_id] = {"class_type": node["class_type"], "inputs": {**kept, **added}}
+    return changed
+
+
+def format_api_workflow(prompt: Prompt) -> str:
+    """Return the JSON text of an API workflow: the inputs of a node in one line where that is short enough."""
+    nodes = []
+    for node_id, node in prompt.items():
+        inputs = f'    "inputs": {json.dumps(node["inputs"], ensure_ascii=False)}'
+        if len(inputs) > LINE_LENGTH:
+            entries = [
+                f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in node["inputs"].items()
+            ]
+            inputs = '    "inputs": {\n      ' + ",\n      ".join(entries) + "\n    }"
+        nodes.append(f'  "{node_id}": {{\n    "class_type": "{node["class_type"]}",\n{inputs}\n  }}')
+    return "{\n" + ",\n".join(nodes) + "\n}\n"
+
+
+def write_workflow(front_end: FrontEnd, name: str) -> None:
+    """Write the UI file, and the API twin with the inputs that its nodes have by now."""
+    workflow = make_ui_workflow(front_end, name)
+    twin = with_new_inputs(load_api_workflow(name), front_end.api_prompt())
+    front_end.page.wait_for_timeout(1000)
+    screenshot = PACK_ROOT / "output" / f"{name}.canvas.png"
+    front_end.page.screenshot(path=screenshot)
+    text = json.dumps(workflow, indent=2, ensure_ascii=False)
+    (WORKFLOWS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    (WORKFLOWS / "api" / f"{name}.json").write_text(format_api_workflow(twin), encoding="utf-8")
+    print(f"wrote {name}: UI file, API twin, and {screenshot}")
+
+
 def main() -> None:
-    name = sys.argv[1]
     executable = find_chromium()
     if executable is None:
         sys.exit("layout_workflow: no Chromium is installed.")
-    screenshot = PACK_ROOT / "output" / f"{name}.canvas.png"
-    screenshot.parent.mkdir(exist_ok=True)
+    (PACK_ROOT / "output").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         comfyui = Path(os.environ["COMFYUI_PATH"])
         server = ComfyServer(comfyui, base, PACK_ROOT / ".dev" / "models", cpu=True, log=base / "log.txt")
-        with server, open_front_end(server.url, executable) as front_end:
-            workflow = make_ui_workflow(front_end, name)
-            front_end.page.wait_for_timeout(1000)
-            front_end.page.screenshot(path=screenshot)
-    target = WORKFLOWS / f"{name}.json"
-    target.write_text(json.dumps(workflow, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"wrote {target} and {screenshot}")
+        with server:
+            for name in sys.argv[1:] or api_workflow_names():
+                with open_front_end(server.url, executable) as front_end:
+                    write_workflow(front_end, name)
 
 
 if __name__ == "__main__":

@@ -325,15 +325,15 @@ class StoryApplyConsistentSelfAttention(io.ComfyNode):
         )
         guarded = panels_to_guard(story, settings)
         model = model.clone()
-        share_tokens(model, settings, chosen, guarded=bool(guarded))
-        if story and guarded:
-            watch_subjects(model, decoder_blocks(all_blocks), story, guarded)
-        if window:
-            evaluate_in_windows(model, window, [panel.characters for panel in story.panels] if story else None)
         model.add_wrapper_with_key(
             comfy.patcher_extension.WrappersMP.OUTER_SAMPLE,
             WRAPPER_KEY,
             require_matching_rows(len(story.panels) if story else None),
         )
+        share_tokens(model, settings, chosen, guarded=bool(guarded))
+        if story and guarded:
+            watch_subjects(model, decoder_blocks(all_blocks), story, guarded)
+        if window:
+            evaluate_in_windows(model, window, [panel.characters for panel in story.panels] if story else None)
         model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, PREVIEW_KEY, preview_all_panels)
         return io.NodeOutput(model)

@@ -11,6 +11,7 @@ import comfy.ldm.modules.attention
 import comfy.ldm.modules.diffusionmodules.openaimodel as openaimodel
 import torch
 
+from .control_hints import require_matching_hints
 from .frame_indices import frame_indices, frames_per_call
 from .subject_maps import MAPS_KEY, SubjectMaps, TokenLabels
 from .subject_masks import shared_key_bias
@@ -265,6 +266,7 @@ def require_matching_rows(panels: int | None) -> Callable[..., Any]:
                 f"The story given to Apply Consistent Self-Attention has {panels} panels, but the latent batch has "
                 f"{batch}. Connect panel_count of Story Prompt Splitter to batch_size of the empty latent."
             )
+        require_matching_hints(executor.class_obj.conds, batch)
         for name, conditioning in executor.class_obj.conds.items():
             for entry in conditioning:
                 rows = entry["cross_attn"].shape[0] if entry.get("cross_attn") is not None else 1

@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import comfy.context_windows
+import comfy.patcher_extension
 import torch
 
+from .control_hints import hints_by_window
 from .panel_windows import PanelWindow, plan_windows
+
+WRAPPER_KEY = "storydiffusion_panel_windows"
 
 
 class PanelWindowHandler(comfy.context_windows.IndexListContextHandler):
@@ -74,3 +78,4 @@ def evaluate_in_windows(model: Any, window: int, casts: Sequence[Sequence[str]] 
         plan_windows(casts, window)  # refuses a window too small for a panel before any sampling starts
     model.model_options["context_handler"] = PanelWindowHandler(window, casts)
     comfy.context_windows.create_prepare_sampling_wrapper(model)
+    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, WRAPPER_KEY, hints_by_window)

@@ -70,6 +70,26 @@ def test_references_are_the_anchors_of_windows():
     assert [window.panels for window in plan_windows(casts, 2)] == [(0, 1), (2,), (0, 3)]
 
 
+def test_references_reach_the_panels_of_every_window(tiny_sd15):
+    """Two pictures and six panels in windows of four, (0 1 2 3), (0 1 4 5) and (1 6 7).
+
+    The first picture, Bob's, reaches his panels in both windows that hold it. Ann's panels see but the second picture:
+    no panel that stands in a window with hers when she is alone shows both.
+    """
+    model, clip, vae = tiny_sd15
+    story = parse_story("[Bob] walks\n[Ann] sits\n[Bob] and [Ann] run\n[Bob] eats\n[Ann] reads\n[NC] the sea", SHEET)
+    pictures = images(2)
+    others = torch.cat([1 - pictures[:1], pictures[1:]])
+
+    def with_pictures(batch):
+        drawn_after, latent, count = add(vae, story, pictures=batch, references="[Bob] stands\n[Bob] and [Ann] stand")
+        return draw(model, clip, drawn_after, latent, window=4)[count:]
+
+    difference = (with_pictures(pictures) - with_pictures(others)).abs().amax((1, 2, 3))
+    assert (difference[[0, 2, 3]] > 1e-4).all()  # little in two steps on random weights, but no rounding
+    assert (difference[[1, 4, 5]] < 1e-6).all()
+
+
 def test_rows_masks_and_noise_numbers():
     latent = {"samples": torch.zeros(2, 4, 8, 8), "noise_mask": torch.full((1, 64, 64), 0.5), "batch_index": [4, 7]}
     rows = add_reference_rows(latent, torch.ones(3, 4, 8, 8))

@@ -1,4 +1,4 @@
-"""The shipped story-to-video workflows on a real server, and one of them in the real front end."""
+"""The shipped story-to-video workflows on a real server, and those that small models can run in the real front end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from storydiffusion.devtools.browser import find_chromium, open_front_end
+from storydiffusion.devtools.browser import FrontEnd, find_chromium, open_front_end
 from storydiffusion.devtools.server import ComfyServer, Prompt, PromptError
 from storydiffusion.devtools.tiny_checkpoints import ensure_checkpoint
 from storydiffusion.devtools.tiny_motion import TINY_SD15_VIDEO, TINY_V2, ensure_motion_module
@@ -26,6 +26,11 @@ FRAMES = 3
 STEPS = 1
 STORY = "[Mina] finds a letter\n[Mina] sails\n[NC] an island"
 DECODE = "StorySMPVideoDecode"
+PANEL_INPUTS = {
+    "StoryPromptSplitter": {"story": STORY},
+    "EmptyLatentImage": {"width": SIZE, "height": SIZE},
+    "KSampler": {"steps": STEPS},
+}
 
 # What a person does who has another loader: put it in the place of the old one.
 REPLACE_NODE = """([oldType, newType]) => {
@@ -114,12 +119,7 @@ def test_two_pictures_become_a_transition(video_server: ComfyServer, small_model
 def test_a_story_becomes_one_video(
     video_server: ComfyServer, small_models: dict[str, dict[str, Any]], tiny_sdxl_file: Path
 ) -> None:
-    panel_inputs = {
-        "StoryPromptSplitter": {"story": STORY},
-        "EmptyLatentImage": {"width": SIZE, "height": SIZE},
-        "KSampler": {"steps": STEPS},
-    }
-    prompt = small("story_to_video", {**small_models, **panel_inputs})
+    prompt = small("story_to_video", {**small_models, **PANEL_INPUTS})
     sdxl, _ = [key for key, node in prompt.items() if node["class_type"] == "CheckpointLoaderSimple"]
     prompt[sdxl]["inputs"]["ckpt_name"] = tiny_sdxl_file.name
     progress: list[tuple[str, int, int]] = []
@@ -173,28 +173,50 @@ def test_wan_workflow_lacks_nothing_but_its_model_files(video_server: ComfyServe
     assert refusals(video_server, wrong) == [*missing, "WanFirstLastFrameToVideo: Value 0 smaller than min of 1"]
 
 
-def test_dropped_transition_queues_and_finishes(
-    video_server: ComfyServer, small_models: dict[str, dict[str, Any]]
-) -> None:
+@pytest.fixture
+def front_end(video_server: ComfyServer) -> Iterator[FrontEnd]:
     executable = find_chromium()
     if executable is None:
-        reason = "no Chromium is installed: the workflow was not tried in the front end"
+        reason = "no Chromium is installed: the workflows were not tried in the front end"
         if os.environ.get("CI"):
-            pytest.fail(f"{reason}, and under CI it must be")
+            pytest.fail(f"{reason}, and under CI they must be")
         pytest.skip(reason)
-    with open_front_end(video_server.url, executable) as front_end:
-        front_end.drop_file(WORKFLOWS / "panel_transition_smp_sd15.json", DECODE)
-        front_end.page.evaluate(REPLACE_NODE, ["CLIPVisionLoader", "StoryTinyCLIPVision"])
-        for node_type, values in small_models.items():
-            front_end.set_widgets(node_type, values)
-        front_end.set_widgets(DECODE, {"seed": 90})
-        prompt_id = front_end.queue()
-        entry = wait_for_result(video_server, prompt_id)
-        assert entry["status"]["status_str"] == "success", entry["status"]
-        assert not front_end.errors
+    with open_front_end(video_server.url, executable) as opened:
+        yield opened
+
+
+def drop_on_small_models(front_end: FrontEnd, name: str, changes: dict[str, dict[str, Any]], seed: int) -> None:
+    """Drop the shipped workflow, and do to it what `small` does, by hand."""
+    front_end.drop_file(WORKFLOWS / f"{name}.json", DECODE)
+    front_end.page.evaluate(REPLACE_NODE, ["CLIPVisionLoader", "StoryTinyCLIPVision"])
+    for node_type, values in changes.items():
+        front_end.set_widgets(node_type, values)
+    front_end.set_widgets(DECODE, {"seed": seed})
+
+
+def queued_video(server: ComfyServer, front_end: FrontEnd) -> list[np.ndarray]:
+    """Press the queue button; return the pictures of the video that was saved, when the server is done."""
+    entry = wait_for_result(server, front_end.queue())
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    assert not front_end.errors
     (video,) = [output["images"] for output in entry["outputs"].values() if output.get("animated")]
-    pictures, _ = read_video(video_server.base / "output" / video[0]["subfolder"] / video[0]["filename"])
-    assert len(pictures) == FRAMES
+    pictures, _ = read_video(server.base / "output" / video[0]["subfolder"] / video[0]["filename"])
+    return pictures
+
+
+def test_dropped_transition_queues_and_finishes(
+    video_server: ComfyServer, front_end: FrontEnd, small_models: dict[str, dict[str, Any]]
+) -> None:
+    drop_on_small_models(front_end, "panel_transition_smp_sd15", small_models, seed=90)
+    assert len(queued_video(video_server, front_end)) == FRAMES
+
+
+def test_dropped_story_queues_and_becomes_one_video(
+    video_server: ComfyServer, front_end: FrontEnd, small_models: dict[str, dict[str, Any]]
+) -> None:
+    """Both checkpoints are the SD1.5 here (the panels' too: its text encoder is the quicker)."""
+    drop_on_small_models(front_end, "story_to_video", {**small_models, **PANEL_INPUTS}, seed=91)
+    assert len(queued_video(video_server, front_end)) == 2 * FRAMES - 1
 
 
 def wait_for_result(server: ComfyServer, prompt_id: str) -> dict[str, Any]:
