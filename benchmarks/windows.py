@@ -1,8 +1,8 @@
 """What a long story costs in windows: peak memory and time a panel, against the number of panels.
 
 Draws on the toy world's model at four times its picture size, so that activations and not weights fill the memory.
-Each row runs in a process of its own. Memory is what sampling adds to what was there before: the process's peak on a
-CPU, torch's on a GPU. Times are relative to the first row's time per panel.
+Each row runs in a process of its own. Memory is the most that tensors take at one time during sampling, beyond what was
+there before. Times are relative to the first row's time per panel.
 
     python dev.py bench windows [--window 4] [--panels 8 16 32 64] [--steps 2]
 """
@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import time
+import weakref
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import comfy.sample
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..devtools.toy import model as toy_model
 from ..nodes.attention_nodes import StoryApplyConsistentSelfAttention
@@ -59,23 +63,52 @@ def measure(panels: int, window: int, steps: int) -> Cost:
             seed=0,
         )
 
-    sample(1)  # weights, tables and threads are there from now on
-    before = memory(peak=False)
+    sample(1)  # weights and tables are there from now on
     begun = time.perf_counter()
     sample(panels)
-    return Cost((memory(peak=True) - before) / 2**20, time.perf_counter() - begun)
+    seconds = time.perf_counter() - begun
+    return Cost(peak_bytes(lambda: sample(panels)) / 2**20, seconds)
 
 
-def memory(*, peak: bool) -> int:
-    """Bytes in use now, or at most since the start."""
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Bytes of tensors that a call has alive at most at one time, beyond what is there before it."""
     if torch.cuda.is_available():
-        if not peak:
-            torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status").read_text()
-    found = re.search(rf"{'VmHWM' if peak else 'VmRSS'}:\s+(\d+) kB", status)
-    assert found, "the kernel tells no memory use"
-    return int(found[1]) * 1024
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    with LiveTensors() as tensors:
+        call()
+    return tensors.peak
+
+
+class LiveTensors(TorchDispatchMode):
+    """Counts the bytes of all tensors made under it, for as long as each is alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.seen = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation and count what it made."""
+        result = func(*args, **(kwargs or {}))
+        for made in tree_leaves(result):
+            if isinstance(made, torch.Tensor) and made.untyped_storage() not in self.seen:
+                self._count(made.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        size = storage.nbytes()
+        self.seen[storage] = size
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, size)
+
+    def _forget(self, size: int) -> None:
+        self.live -= size
 
 
 def measure_apart(panels: int, window: int, steps: int) -> Cost:
@@ -95,7 +128,8 @@ def main() -> None:
     parser.add_argument("--measure", type=int, nargs=2, metavar=("PANELS", "WINDOW"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        print(json.dumps(asdict(measure(*arguments.measure, arguments.steps))))
+        panels, window = arguments.measure
+        print(json.dumps(asdict(measure(panels, window, arguments.steps))))
         return
     print("| panels | window | peak MiB | time per panel |\n|---|---|---|---|")
     rows = [(panels, arguments.window) for panels in arguments.panels]
