@@ -221,8 +221,8 @@ class StoryApplyConsistentSelfAttention(io.ComfyNode):
                     options=BLOCK_CHOICES,
                     default="decoder",
                     tooltip="Where in the UNet panels share. decoder: as the paper's code. decoder_upper_levels: "
-                    "leaves the coarsest decoder level alone, so poses stay more varied. all: encoder and middle too; "
-                    "slower.",
+                    "leaves the coarsest decoder level alone: cheaper, and meant to keep poses varied. all: encoder "
+                    "and middle too; slower.",
                 ),
                 io.Int.Input(
                     "window",
