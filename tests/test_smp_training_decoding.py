@@ -233,11 +233,11 @@ def test_the_host_computes_with_the_trained_files_what_training_computed(
     base: Any, trained: tuple[Path, DecodingStage], tmp_path: Path
 ) -> None:
     out, stage = trained
-    (tmp_path / "trained.safetensors").write_bytes((out / "smp.safetensors").read_bytes())
+    (tmp_path / "trained_decoding.safetensors").write_bytes((out / "smp.safetensors").read_bytes())
     folder_paths.add_model_folder_path("smp", str(tmp_path))
     with torch.inference_mode():
-        smp, summary = StoryLoadSMP.execute(smp="trained.safetensors", ip_adapter="none").args
-        assert summary.startswith("Trained SMP: 'trained.safetensors'")
+        smp, summary = StoryLoadSMP.execute(smp="trained_decoding.safetensors", ip_adapter="none").args
+        assert summary.startswith("Trained SMP: 'trained_decoding.safetensors'")
         clip_vision = tiny_clip_vision(embed_width=EMBED_WIDTH)
         panels = torch.rand(2, 32, 32, 3, generator=generator_at(0, 0))
         embeds = StorySemanticMotionPredictor.execute(clip_vision, smp, panels, FRAMES).args[0]
