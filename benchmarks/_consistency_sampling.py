@@ -19,16 +19,12 @@ from ..devtools.toy.pixel_vae import ENLARGED
 from ..devtools.toy.scenes import SCENES
 from ..devtools.toy.world import POSE_NAMES, POSITION_NAMES, random_look, render, stage
 from ..devtools.toy.world import Direction as Directed
-from ..nodes.attention_nodes import (
-    WRAPPER_KEY,
-    StoryApplyConsistentSelfAttention,
-    decoder_blocks,
-    share_tokens,
-    story_sources,
-)
-from ..nodes.attention_patch import STEP_KEY, AttentionBlock, SharingSettings, note_step, self_attention_blocks
+from ..nodes.attach_sharing import WRAPPER_KEY, decoder_blocks, share_tokens, story_sources
+from ..nodes.attention_nodes import StoryApplyConsistentSelfAttention
+from ..nodes.attention_patch import AttentionBlock, SharingSettings, self_attention_blocks
 from ..nodes.conditioning_nodes import StoryEncodePrompts
 from ..nodes.reference_nodes import StoryAddReferencePanels
+from ..nodes.sampling_step import STEP_KEY, note_step
 from ..nodes.story_text import Panel, Story
 from ..nodes.token_sharing import all_other_panels, draw_tokens
 from ..nodes.window_handler import evaluate_in_windows
@@ -228,7 +224,7 @@ class ShuffledValues:
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict[str, Any]
     ) -> torch.Tensor:
         """q, k, v: (chunks * panels, N, C); a panel's own tokens stay as they are."""
-        chunks, step = len(extra_options["cond_or_uncond"]), extra_options[STEP_KEY].index
+        chunks, step = len(extra_options["cond_or_uncond"]), extra_options[STEP_KEY].level
         panels, tokens = q.shape[0] // chunks, q.shape[1]
         generator = torch.Generator().manual_seed((1000 * self.seed + step) % 2**63)
         out = torch.empty_like(q)

@@ -19,14 +19,9 @@ import comfy.ops
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-from ..nodes.attention_nodes import choose_blocks
-from ..nodes.attention_patch import (
-    STEP_KEY,
-    ConsistentSelfAttentionPatch,
-    SamplingStep,
-    SharingSettings,
-    self_attention_blocks,
-)
+from ..nodes.attach_sharing import choose_blocks
+from ..nodes.attention_patch import ConsistentSelfAttentionPatch, SharingSettings, self_attention_blocks
+from ..nodes.sampling_step import STEP_KEY, SamplingStep
 from ..nodes.token_sharing import draw_tokens
 from .attention import dense_mask, seconds
 
@@ -100,7 +95,7 @@ def contenders(
             options: dict[str, Any] = {
                 "cond_or_uncond": [1, 0],
                 "sigmas": torch.ones(panels, device=device),
-                STEP_KEY: SamplingStep(index=0, sigma=1.0),
+                STEP_KEY: SamplingStep(level=0, sigma=1.0),
             }
             if patch is not None:
                 options["patches_replace"] = {"attn1": dict.fromkeys(keys, patch)}

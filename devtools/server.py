@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import subprocess
 import sys
@@ -187,6 +188,18 @@ class ComfyServer:
         except aiohttp.ClientError as error:
             self._check_alive()
             raise ServerError(f"The connection to ComfyUI broke: {error}.{self._log_tail()}") from error
+
+    def wait_for(self, prompt_id: str, timeout: float = 600) -> dict[str, Any]:
+        """Return the history entry of a prompt that somebody else has queued, when the server is done with it."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            with urllib.request.urlopen(f"{self.url}/history/{prompt_id}") as response:
+                history = json.load(response)
+            if prompt_id in history:
+                entry: dict[str, Any] = history[prompt_id]
+                return entry
+            time.sleep(0.5)
+        raise ServerError(f"The prompt did not finish within {timeout:.0f} s.{self._log_tail()}")
 
     def image_paths(self, outputs: dict[str, Any], node_id: str) -> list[Path]:
         """Return the files that a SaveImage node reported in the outputs of `run`, in order."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 
 from .control_hints import require_matching_hints
 from .frame_indices import frame_indices, frames_per_call
+from .sampling_step import STEP_KEY, SamplingStep
 from .subject_maps import MAPS_KEY, SubjectMaps, TokenLabels
 from .subject_masks import shared_key_bias
 from .token_sharing import (
@@ -26,9 +26,6 @@ from .token_sharing import (
     sources_within,
 )
 
-STEP_KEY = "storydiffusion_step"
-"""Entry of transformer_options: the `SamplingStep` of the running model call."""
-
 AttentionReplacement = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]], torch.Tensor]
 BlockKey = tuple[str, int]
 
@@ -39,14 +36,6 @@ class AttentionBlock:
 
     key: BlockKey
     downsampling: int
-
-
-@dataclass(frozen=True)
-class SamplingStep:
-    """Where in the schedule a model call stands."""
-
-    index: int
-    sigma: float
 
 
 @dataclass(frozen=True)
@@ -93,42 +82,6 @@ def _self_attention_blocks(unet: Any) -> Iterator[AttentionBlock]:
                 downsampling //= 2
             elif isinstance(layer, comfy.ldm.modules.attention.SpatialTransformer):
                 yield AttentionBlock(key, downsampling)
-
-
-def current_step(sigma: float, sample_sigmas: Sequence[float]) -> SamplingStep:
-    """The step of a schedule in which `sigma` falls.
-
-    Found from sigma alone, never by counting calls: Heun evaluates twice a step, guidance nodes add calls. A sigma
-    between two scheduled ones belongs to the step that starts at the higher. Steps are numbered by the noise level
-    at which they start, not by their place in the schedule: one sampling may be spread over several samplers, and
-    each of those is told its own part of the schedule alone.
-    """
-    starts = [scheduled for scheduled in sample_sigmas if scheduled >= sigma * (1 - 1e-4)]
-    return SamplingStep(index=noise_level(min(starts, default=max(sample_sigmas))), sigma=sigma)
-
-
-def noise_level(sigma: float) -> int:
-    """Number of a noise level: hundredths of the logarithm of `sigma`, the last digits of which depend on the device.
-
-    Below 1e-4, the host's own stand-in for 0, all is one level.
-    """
-    return round(100 * math.log(max(sigma, 1e-4)))
-
-
-def note_step(
-    executor: Callable[..., torch.Tensor],
-    x: torch.Tensor,
-    t: torch.Tensor,
-    c_concat: Any,
-    c_crossattn: Any,
-    control: Any,
-    transformer_options: dict[str, Any],
-    **kwargs: Any,
-) -> torch.Tensor:
-    """APPLY_MODEL wrapper: find the step once a call; every attention layer asking would stall the GPU each time."""
-    sigma = float(transformer_options["sigmas"][0])
-    step = current_step(sigma, transformer_options["sample_sigmas"].tolist())
-    return executor(x, t, c_concat, c_crossattn, control, {**transformer_options, STEP_KEY: step}, **kwargs)
 
 
 def plain_attention(
@@ -196,7 +149,7 @@ class ConsistentSelfAttentionPatch:
         if self.settings.token_choice == "grid":
             return grid_tokens(height, width, self.sampling_rate)
         block = (*extra_options["block"], extra_options["block_index"])
-        draw = (self.settings.seed, step.index, block, panel)
+        draw = (self.settings.seed, step.level, block, panel)
         return draw_tokens(height * width, self.sampling_rate, draw=draw)
 
     def _attend(self, extra_options: dict[str, Any]) -> Attend:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from .frame_indices import frame_indices, frames_per_call
+from .sampling_step import STEP_KEY
 from .story_text import Story
 from .subject_masks import label_tokens, may_read
 from .subject_tokens import SUBJECTS_KEY
@@ -117,7 +118,6 @@ class CrossAttentionReader:
     """`attn2_replace` patch that notes where the words of the characters are looked at, and changes nothing."""
 
     previous: Callable[..., torch.Tensor]
-    step_key: str
 
     def __call__(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, extra_options: dict[str, Any]
@@ -131,7 +131,7 @@ class CrossAttentionReader:
     def _note(self, maps: SubjectMaps, q: torch.Tensor, k: torch.Tensor, extra_options: dict[str, Any]) -> None:
         panels = frame_indices(frames_per_call(q.shape[0], extra_options), extra_options)
         size = extra_options["activations_shape"][-2:]
-        sigma = extra_options[self.step_key].sigma
+        sigma = extra_options[STEP_KEY].sigma
         for chunk, uuid in enumerate(extra_options["uuids"]):
             naming = maps.naming.get(uuid)
             if naming is None:  # the negative, or a prompt that names nobody

@@ -21,11 +21,11 @@ def subject_positions(
     between two chunks of a long prompt don't hide it. A phrase that occurs twice counts where it occurs first; one
     that the tokenizer melts into its neighbours, as happens in CJK text, has no positions.
     """
-    silent = {token for token, _ in _tokens(tokenize(""))}
-    spoken = [(position, token) for position, (token, _) in enumerate(_tokens(tokenize(prompt))) if token not in silent]
+    silent = set(_tokens(tokenize("")))
+    spoken = [(position, token) for position, token in enumerate(_tokens(tokenize(prompt))) if token not in silent]
     positions = {}
     for name, phrase in subjects.items():
-        wanted = [token for token, _ in _tokens(tokenize(phrase)) if token not in silent]
+        wanted = [token for token in _tokens(tokenize(phrase)) if token not in silent]
         starts = (i for i in range(len(spoken)) if [token for _, token in spoken[i : i + len(wanted)]] == wanted)
         first = next(starts, None)
         found = [] if first is None else spoken[first : first + len(wanted)]
@@ -33,8 +33,8 @@ def subject_positions(
     return positions
 
 
-def _tokens(tokens: Tokens) -> Iterable[tuple[Any, float]]:
+def _tokens(tokens: Tokens) -> Iterable[int]:
     """All tokens of the first text encoder, in order: SDXL's two encoders see the same tokens at the same places."""
     chunks = next(iter(tokens.values()))
     # A textual inversion stands as a tensor: it names nobody.
-    return ((pair[0] if isinstance(pair[0], int) else -1, pair[1]) for chunk in chunks for pair in chunk)
+    return (pair[0] if isinstance(pair[0], int) else -1 for chunk in chunks for pair in chunk)

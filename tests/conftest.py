@@ -87,3 +87,17 @@ def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
     models.mkdir(parents=True, exist_ok=True)
     with ComfyServer(COMFYUI, folder / "base", models, cpu=True, log=folder / "log.txt") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """A Chromium that is installed; without one its tests are skipped, but not under CI."""
+    from storydiffusion.devtools.browser import find_chromium
+
+    executable = find_chromium()
+    if executable is None:
+        reason = "no Chromium is installed: the workflows were not tried in the front end"
+        if os.environ.get("CI"):
+            pytest.fail(f"{reason}, and under CI they must be")
+        pytest.skip(reason)
+    return executable

@@ -2,45 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from storydiffusion.devtools.browser import FrontEnd, find_chromium, open_front_end
+from storydiffusion.devtools.browser import FrontEnd, open_front_end
 from storydiffusion.devtools.server import ComfyServer
 from storydiffusion.devtools.workflows import WORKFLOWS, api_workflow_names, load_api_workflow
 
-LONGEST_RUN = 600.0
-
 
 @pytest.fixture
-def front_end(server: ComfyServer) -> Iterator[FrontEnd]:
-    executable = find_chromium()
-    if executable is None:
-        reason = "no Chromium is installed: the workflows were not tried in the front end"
-        if os.environ.get("CI"):
-            pytest.fail(f"{reason}, and under CI they must be")
-        pytest.skip(reason)
-    with open_front_end(server.url, executable) as opened:
+def front_end(server: ComfyServer, chromium: str) -> Iterator[FrontEnd]:
+    with open_front_end(server.url, chromium) as opened:
         yield opened
-
-
-def wait_for_result(server: ComfyServer, prompt_id: str) -> dict[str, Any]:
-    """Return the history entry of a prompt when the server is done with it."""
-    deadline = time.monotonic() + LONGEST_RUN
-    while time.monotonic() < deadline:
-        with urllib.request.urlopen(f"{server.url}/history/{prompt_id}") as response:
-            history = json.load(response)
-        if prompt_id in history:
-            entry: dict[str, Any] = history[prompt_id]
-            return entry
-        time.sleep(0.5)
-    raise AssertionError(f"The prompt was not done after {LONGEST_RUN:.0f} s.\n{server.log_text()[-2000:]}")
 
 
 def test_every_workflow_has_both_formats() -> None:
@@ -64,7 +38,7 @@ def test_dropped_workflow_queues_and_finishes(front_end: FrontEnd, server: Comfy
     front_end.set_widgets("CheckpointLoaderSimple", {"ckpt_name": tiny_sd15_file.name})
     front_end.set_widgets("EmptyLatentImage", {"width": 128, "height": 128})
     front_end.set_widgets("KSampler", {"steps": 2, "seed": 90})
-    entry = wait_for_result(server, front_end.queue())
+    entry = server.wait_for(front_end.queue())
     assert entry["status"]["status_str"] == "success", entry["status"]
     panels = entry["outputs"]["8"]["images"]
     assert len(panels) == 4
@@ -76,7 +50,7 @@ def test_wrong_input_is_explained_in_the_window(front_end: FrontEnd, server: Com
     front_end.drop_file(WORKFLOWS / "consistent_story_sdxl.json", "StoryPromptSplitter")
     front_end.set_widgets("CheckpointLoaderSimple", {"ckpt_name": tiny_sd15_file.name})
     front_end.set_widgets("StoryPromptSplitter", {"story": "[Mina] waits\n[Zoe] sings"})
-    entry = wait_for_result(server, front_end.queue())
+    entry = server.wait_for(front_end.queue())
     assert entry["status"]["status_str"] == "error"
     front_end.page.get_by_text("View details").first.click()
     front_end.page.get_by_text("[Zoe] is not in the characters field").first.wait_for()

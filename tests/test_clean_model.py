@@ -10,17 +10,10 @@ import comfy.model_management
 import comfy.sample
 import pytest
 import torch
-from storydiffusion.nodes.attention_nodes import StoryApplyConsistentSelfAttention
+from storydiffusion.devtools.sharing import share
 
 PANELS = 3
 OWN_STATE = ("patches", "object_patches", "weight_wrapper_patches", "hook_patches", "wrappers", "callbacks")
-
-
-def share(model: Any, **changes: Any) -> Any:
-    """Apply Consistent Self-Attention as it stands on the canvas, but for `changes`."""
-    inputs = StoryApplyConsistentSelfAttention.define_schema().inputs
-    defaults = {entry.id: entry.default for entry in inputs if hasattr(entry, "default") and not entry.optional}
-    return StoryApplyConsistentSelfAttention.execute(model, **{**defaults, **changes}).result[0]
 
 
 def sample(model: Any, callback: Any = None) -> torch.Tensor:

@@ -33,7 +33,7 @@ from storydiffusion.benchmarks.consistency import (
 from storydiffusion.devtools.toy.figure import Kind
 from storydiffusion.devtools.toy.oracle import read_pictures
 from storydiffusion.devtools.toy.world import Direction, random_look, render, stage
-from storydiffusion.nodes.attention_patch import STEP_KEY, SamplingStep
+from storydiffusion.nodes.sampling_step import STEP_KEY, SamplingStep
 
 PROMPTS = story_prompts(24, 4, seed=3)
 
@@ -111,7 +111,7 @@ def test_table_and_sheet() -> None:
 def test_shuffled_values_leave_own_tokens_alone() -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(4, 8, 32, generator=generator) for _ in range(3))
-    options = {"n_heads": 1, "cond_or_uncond": [1, 0], STEP_KEY: SamplingStep(index=3, sigma=1.0)}
+    options = {"n_heads": 1, "cond_or_uncond": [1, 0], STEP_KEY: SamplingStep(level=3, sigma=1.0)}
     attend = torch.nn.functional.scaled_dot_product_attention
     assert torch.allclose(ShuffledValues(0.0, seed=1)(q, k, v, options), attend(q, k, v), atol=1e-5)
 

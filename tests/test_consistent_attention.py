@@ -6,8 +6,10 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
-from storydiffusion.nodes.attention_nodes import StoryApplyConsistentSelfAttention, choose_blocks
-from storydiffusion.nodes.attention_patch import STEP_KEY, current_step, noise_level, self_attention_blocks
+from storydiffusion.nodes.attach_sharing import choose_blocks
+from storydiffusion.nodes.attention_nodes import StoryApplyConsistentSelfAttention
+from storydiffusion.nodes.attention_patch import self_attention_blocks
+from storydiffusion.nodes.sampling_step import STEP_KEY, current_step, noise_level
 from storydiffusion.nodes.story_text import Panel, Story
 from storydiffusion.nodes.token_sharing import draw_tokens
 
@@ -84,7 +86,7 @@ class Recorder:
 
     def note_options(self, _module, _args, kwargs):
         self.chunks.append(len(kwargs["transformer_options"]["cond_or_uncond"]))
-        self.steps.append(kwargs["transformer_options"][STEP_KEY].index)
+        self.steps.append(kwargs["transformer_options"][STEP_KEY].level)
 
     def __exit__(self, *error):
         for hook in self.hooks:
@@ -314,8 +316,8 @@ def test_an_attention_override_of_another_node_is_asked(tiny_sd15):
 )
 def test_current_step(sigma, start):
     schedule = [14.0, 10.0, 5.0, 0.0]
-    assert current_step(sigma, schedule).index == noise_level(start)
-    assert current_step(sigma, schedule[::-1]).index == noise_level(start)  # from picture to noise
+    assert current_step(sigma, schedule).level == noise_level(start)
+    assert current_step(sigma, schedule[::-1]).level == noise_level(start)  # from picture to noise
 
 
 def test_a_step_has_one_number_in_any_part_of_its_schedule():
@@ -323,7 +325,7 @@ def test_a_step_has_one_number_in_any_part_of_its_schedule():
     for sigma in (10.0, 7.0, 5.0):
         assert current_step(sigma, schedule[1:]) == current_step(sigma, schedule)
         assert current_step(sigma, schedule[:3]) == current_step(sigma, schedule)
-    assert len({current_step(sigma, schedule).index for sigma in schedule}) == 5
+    assert len({current_step(sigma, schedule).level for sigma in schedule}) == 5
 
 
 class TestErrors:

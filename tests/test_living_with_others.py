@@ -22,29 +22,11 @@ from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 from comfy_extras.nodes_tomesd import TomePatchModel
 from storydiffusion.devtools.seeded_weights import parameter_shapes, seeded_state_dict
+from storydiffusion.devtools.sharing import prompts, share
 from storydiffusion.devtools.tiny_checkpoints import TINY_SD15
-from storydiffusion.nodes.attention_nodes import StoryApplyConsistentSelfAttention
 
 Node = Callable[[Any], Any]
 """A node on a model: MODEL in, MODEL out."""
-
-
-def share(model: Any, **changes: Any) -> Any:
-    """Apply Consistent Self-Attention as it stands on the canvas, but for `changes`."""
-    inputs = StoryApplyConsistentSelfAttention.define_schema().inputs
-    defaults = {entry.id: entry.default for entry in inputs if hasattr(entry, "default") and not entry.optional}
-    return StoryApplyConsistentSelfAttention.execute(model, **{**defaults, **changes}).result[0]
-
-
-@functools.cache
-def embedding(prompt: int) -> torch.Tensor:
-    """What a text encoder would give for prompt number `prompt`, (1, 77, 768)."""
-    return torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(prompt))
-
-
-def prompts(*numbers: int) -> list[Any]:
-    """CONDITIONING with one row per panel."""
-    return [[torch.cat([embedding(number) for number in numbers]), {}]]
 
 
 def draw(

@@ -21,18 +21,12 @@ from comfy.taesd.taesd import TAESD
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from PIL import Image
 from storydiffusion.devtools.server import ComfyServer
+from storydiffusion.devtools.sharing import share
 from storydiffusion.devtools.workflows import load_api_workflow, on_small_model, with_inputs
-from storydiffusion.nodes.attention_nodes import StoryApplyConsistentSelfAttention
 from storydiffusion.nodes.panel_preview import PanelGridPreviewer, grid_columns, panel_grid, showing_all_panels
 
 PREVIEW_IMAGE, WITH_METADATA = 1, 4  # kinds of binary messages, of the host's protocol.py
 HEIGHT, WIDTH = 8, 16  # of the latents; three such panels stand in one column: 24 x 16
-
-
-def share(model: Any, **changes: Any) -> Any:
-    inputs = StoryApplyConsistentSelfAttention.define_schema().inputs
-    defaults = {entry.id: entry.default for entry in inputs if hasattr(entry, "default") and not entry.optional}
-    return StoryApplyConsistentSelfAttention.execute(model, **{**defaults, **changes}).result[0]
 
 
 def prompts(rows: int, seed: int = 0) -> list[Any]:

@@ -3,7 +3,8 @@
 import nodes
 import pytest
 import torch
-from storydiffusion.nodes.attention_nodes import StoryApplyConsistentSelfAttention, story_sources
+from storydiffusion.nodes.attach_sharing import story_sources
+from storydiffusion.nodes.attention_nodes import StoryApplyConsistentSelfAttention
 from storydiffusion.nodes.conditioning_nodes import StoryEncodePrompts
 from storydiffusion.nodes.panel_windows import plan_windows
 from storydiffusion.nodes.reference_nodes import StoryAddReferencePanels

@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import nodes
 import pytest
 import torch
-from storydiffusion.nodes.attention_nodes import StoryApplyConsistentSelfAttention
-from storydiffusion.nodes.attention_patch import STEP_KEY
+from storydiffusion.devtools.sharing import prompts, share
+from storydiffusion.nodes.sampling_step import STEP_KEY
 
 Conditioning = list[Any]
-
-
-def share(model: Any, **changes: Any) -> Any:
-    """Apply Consistent Self-Attention as it stands on the canvas, but for `changes`."""
-    inputs = StoryApplyConsistentSelfAttention.define_schema().inputs
-    defaults = {entry.id: entry.default for entry in inputs if hasattr(entry, "default") and not entry.optional}
-    return StoryApplyConsistentSelfAttention.execute(model, **{**defaults, **changes}).result[0]
-
-
-@functools.cache
-def embedding(prompt: int) -> torch.Tensor:
-    """What a text encoder would give for prompt number `prompt`, (1, 77, 768)."""
-    return torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(prompt))
-
-
-def prompts(*numbers: int) -> Conditioning:
-    """CONDITIONING with one row per panel."""
-    return [[torch.cat([embedding(number) for number in numbers]), {}]]
 
 
 def picture(panels: int = 2) -> torch.Tensor:
@@ -96,7 +77,7 @@ class StepRecorder:
         return self
 
     def note(self, _module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-        self.steps.append(kwargs["transformer_options"][STEP_KEY].index)
+        self.steps.append(kwargs["transformer_options"][STEP_KEY].level)
         self.conditions.append(len(kwargs["transformer_options"]["cond_or_uncond"]))
 
     def __exit__(self, *error: object) -> None:

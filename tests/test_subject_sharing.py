@@ -3,9 +3,11 @@
 import comfy.sample
 import pytest
 import torch
-from storydiffusion.nodes.attention_nodes import StoryApplyConsistentSelfAttention, parse_level_rates
-from storydiffusion.nodes.attention_patch import STEP_KEY, self_attention_blocks
+from storydiffusion.nodes.attach_sharing import parse_level_rates
+from storydiffusion.nodes.attention_nodes import StoryApplyConsistentSelfAttention
+from storydiffusion.nodes.attention_patch import self_attention_blocks
 from storydiffusion.nodes.conditioning_nodes import StoryEncodePrompts
+from storydiffusion.nodes.sampling_step import STEP_KEY
 from storydiffusion.nodes.story_text import parse_story
 from storydiffusion.nodes.subject_maps import MAPS_KEY
 from storydiffusion.nodes.subject_nodes import StorySetSubjectMasks, set_subject_masks
@@ -93,7 +95,7 @@ class TestStrength:
         hidden, attention = seen["hidden"].double(), layer.attn1
         weights = [getattr(attention, name).weight.double() for name in ("to_q", "to_k", "to_v")]
         tokens = hidden.shape[1]
-        step = seen["options"][STEP_KEY].index
+        step = seen["options"][STEP_KEY].level
         sampled = [draw_tokens(tokens, 0.5, draw=(9, step, ("output", 1, 0), panel)).sampled for panel in range(3)]
         for row in range(6):
             chunk, reader = divmod(row, 3)
@@ -132,7 +134,12 @@ class TestTokenChoiceAndLevels:
 
     @pytest.mark.parametrize(
         ("text", "complaint"),
-        [("0.3", "'0.3'; write"), ("16: 0.3", "level 16, but .* levels 1, 2"), ("2: 1.5", "level 2 the rate 1.5")],
+        [
+            ("0.3", "'0.3'; write"),
+            ("16: 0.3", "level 16, but .* levels 1, 2"),
+            ("2: 1.5", "level 2 the rate 1.5"),
+            ("2: 0.1, 2: 0.3", "level 2 two rates"),
+        ],
     )
     def test_refuses_what_it_cannot_read(self, tiny_sd15, text, complaint):
         with pytest.raises(ValueError, match=complaint):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +12,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from storydiffusion.devtools.browser import FrontEnd, find_chromium, open_front_end
+from storydiffusion.devtools.browser import FrontEnd, open_front_end
 from storydiffusion.devtools.server import ComfyServer, Prompt, PromptError
 from storydiffusion.devtools.tiny_checkpoints import ensure_checkpoint
 from storydiffusion.devtools.tiny_motion import TINY_SD15_VIDEO, TINY_V2, ensure_motion_module
@@ -174,14 +172,8 @@ def test_wan_workflow_lacks_nothing_but_its_model_files(video_server: ComfyServe
 
 
 @pytest.fixture
-def front_end(video_server: ComfyServer) -> Iterator[FrontEnd]:
-    executable = find_chromium()
-    if executable is None:
-        reason = "no Chromium is installed: the workflows were not tried in the front end"
-        if os.environ.get("CI"):
-            pytest.fail(f"{reason}, and under CI they must be")
-        pytest.skip(reason)
-    with open_front_end(video_server.url, executable) as opened:
+def front_end(video_server: ComfyServer, chromium: str) -> Iterator[FrontEnd]:
+    with open_front_end(video_server.url, chromium) as opened:
         yield opened
 
 
@@ -196,7 +188,7 @@ def drop_on_small_models(front_end: FrontEnd, name: str, changes: dict[str, dict
 
 def queued_video(server: ComfyServer, front_end: FrontEnd) -> list[np.ndarray]:
     """Press the queue button; return the pictures of the video that was saved, when the server is done."""
-    entry = wait_for_result(server, front_end.queue())
+    entry = server.wait_for(front_end.queue())
     assert entry["status"]["status_str"] == "success", entry["status"]
     assert not front_end.errors
     (video,) = [output["images"] for output in entry["outputs"].values() if output.get("animated")]
@@ -217,16 +209,3 @@ def test_dropped_story_queues_and_becomes_one_video(
     """Both checkpoints are the SD1.5 here (the panels' too: its text encoder is the quicker)."""
     drop_on_small_models(front_end, "story_to_video", {**small_models, **PANEL_INPUTS}, seed=91)
     assert len(queued_video(video_server, front_end)) == 2 * FRAMES - 1
-
-
-def wait_for_result(server: ComfyServer, prompt_id: str) -> dict[str, Any]:
-    """Return the history entry of a prompt when the server is done with it."""
-    deadline = time.monotonic() + 600
-    while time.monotonic() < deadline:
-        with urllib.request.urlopen(f"{server.url}/history/{prompt_id}") as response:
-            history = json.load(response)
-        if prompt_id in history:
-            entry: dict[str, Any] = history[prompt_id]
-            return entry
-        time.sleep(0.5)
-    raise AssertionError(f"The prompt was not done after 600 s.\n{server.log_text()[-2000:]}")

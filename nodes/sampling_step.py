@@ -1,0 +1,58 @@
+"""Which step of a sampling a model call belongs to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+STEP_KEY = "storydiffusion_step"
+"""Entry of transformer_options: the `SamplingStep` of the running model call."""
+
+
+@dataclass(frozen=True)
+class SamplingStep:
+    """Where in the schedule a model call stands."""
+
+    level: int
+    """Number of the noise level at which the step starts; see `noise_level`."""
+    sigma: float
+
+
+def current_step(sigma: float, sample_sigmas: Sequence[float]) -> SamplingStep:
+    """The step of a schedule in which `sigma` falls.
+
+    Found from sigma alone, never by counting calls: Heun evaluates twice a step, guidance nodes add calls. A sigma
+    between two scheduled ones belongs to the step that starts at the higher. Steps are numbered by the noise level
+    at which they start, not by their place in the schedule: one sampling may be spread over several samplers, and
+    each of those is told its own part of the schedule alone.
+    """
+    starts = [scheduled for scheduled in sample_sigmas if scheduled >= sigma * (1 - 1e-4)]
+    return SamplingStep(level=noise_level(min(starts, default=max(sample_sigmas))), sigma=sigma)
+
+
+def noise_level(sigma: float) -> int:
+    """Number of a noise level: hundredths of the logarithm of `sigma`, the last digits of which depend on the device.
+
+    Below 1e-4, the host's own stand-in for 0, all is one level.
+    """
+    return round(100 * math.log(max(sigma, 1e-4)))
+
+
+def note_step(
+    executor: Callable[..., torch.Tensor],
+    x: torch.Tensor,
+    t: torch.Tensor,
+    c_concat: Any,
+    c_crossattn: Any,
+    control: Any,
+    transformer_options: dict[str, Any],
+    **kwargs: Any,
+) -> torch.Tensor:
+    """APPLY_MODEL wrapper: find the step once a call; every attention layer asking would stall the GPU each time."""
+    sigma = float(transformer_options["sigmas"][0])
+    step = current_step(sigma, transformer_options["sample_sigmas"].tolist())
+    return executor(x, t, c_concat, c_crossattn, control, {**transformer_options, STEP_KEY: step}, **kwargs)
