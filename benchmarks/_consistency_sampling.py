@@ -149,23 +149,46 @@ class Painter:
                 story, latent, pictures, self.vae, references.lines, references.characters
             ).result
         positive, negative = StoryEncodePrompts.execute(self.clip, story).result
+        noise = panel_noise(latent, seed, setting)
+        images = self.sample(
+            self._patched(setting, seed, story),
+            noise,
+            positive,
+            negative,
+            seed,
+            latent["samples"],
+            latent.get("noise_mask"),
+        )
+        return images if references is None else images[len(references.pictures) :]
+
+    def sample(
+        self,
+        model: Any,
+        noise: torch.Tensor,
+        positive: Any,
+        negative: Any,
+        seed: int,
+        latent: torch.Tensor | None = None,
+        noise_mask: torch.Tensor | None = None,
+    ) -> Array:
+        """Pictures [n, 32, 32, 3] that `model` makes of `noise` (n, 4, 32, 32)."""
         chosen = self.sampling
         samples = comfy.sample.sample(
-            self._patched(setting, seed, story),
-            panel_noise(latent, seed, setting),
+            model,
+            noise,
             chosen.steps,
             chosen.cfg,
             chosen.sampler,
             chosen.scheduler,
             positive,
             negative,
-            latent["samples"],
-            noise_mask=latent.get("noise_mask"),
+            torch.zeros_like(noise) if latent is None else latent,
+            noise_mask=noise_mask,
             disable_pbar=True,
             seed=seed,
         )
         images: Array = self.vae.decode(samples)[:, ENLARGED // 2 :: ENLARGED, ENLARGED // 2 :: ENLARGED].numpy()
-        return images if references is None else images[len(references.pictures) :]
+        return images
 
     def _patched(self, setting: Setting, seed: int, story: Story) -> Any:
         if setting.rate is None:

@@ -27,6 +27,7 @@ from PIL import Image
 from ..devtools.toy.oracle import read_pictures
 from ..devtools.toy.palette import Array
 from ..nodes.story_text import Story
+from . import _consistency_masks as masks
 from . import _consistency_meetings as meetings
 from . import _consistency_references as references
 from . import _consistency_routing as routing
@@ -140,6 +141,11 @@ def draw_meetings(painter: Painter, stories: int) -> Table:
     return table
 
 
+def draw_masks(painter: Painter, stories: int) -> Table:
+    """Where the model sees the two who meet."""
+    return Table(masks.COLUMNS, masks.measure_masks(painter, meetings.meetings(stories, seed=0)))
+
+
 def draw_windows(painter: Painter, stories: int) -> Table:
     """Long stories."""
     table = Table(windows.COLUMNS)
@@ -167,6 +173,7 @@ TABLES: dict[str, Callable[[Painter, int], Table]] = {
     "knobs": lambda painter, stories: draw_stories(painter, KNOBS, stories),
     "casts": draw_casts,
     "meetings": draw_meetings,
+    "masks": draw_masks,
     "windows": draw_windows,
     "references": draw_references,
 }
@@ -210,9 +217,9 @@ def contact_sheet(columns: Sequence[Array], *, stories: int = 6, panels: int = 4
     blocks = []
     for images in columns:
         shown = np.pad(images[: stories * panels], ((0, 0), (1, 0), (1, 0), (0, 0)), constant_values=1)
-        rows = shown.reshape(stories, panels, *shown.shape[1:]).transpose(0, 2, 1, 3, 4)
-        blocks.append(rows.reshape(stories * rows.shape[1], -1, 3))
-        blocks.append(np.ones((stories * rows.shape[1], 3, 3), dtype=np.float32))
+        rows = shown.reshape(-1, panels, *shown.shape[1:]).transpose(0, 2, 1, 3, 4)
+        blocks.append(rows.reshape(len(rows) * rows.shape[1], -1, 3))
+        blocks.append(np.ones((len(rows) * rows.shape[1], 3, 3), dtype=np.float32))
     sheet = np.concatenate(blocks[:-1], axis=1).repeat(enlarged, 0).repeat(enlarged, 1)
     return Image.fromarray((sheet * 255).round().astype(np.uint8))
 

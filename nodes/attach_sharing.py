@@ -12,7 +12,7 @@ import comfy.patcher_extension
 from .attention_patch import AttentionBlock, ConsistentSelfAttentionPatch, SharingSettings, plain_attention
 from .sampling_step import note_step
 from .story_text import UNNAMED_CHARACTER, Story
-from .subject_maps import CrossAttentionReader, follow_subjects, guarded_panels
+from .subject_maps import CrossAttentionReader, follow_subjects, guarded_panels, look_first
 from .token_sharing import panels_sharing_a_character
 
 WRAPPER_KEY = "storydiffusion_consistent_self_attention"
@@ -139,6 +139,6 @@ def panels_to_guard(story: Story | None, settings: SharingSettings) -> frozenset
 def watch_subjects(model: Any, blocks: Sequence[AttentionBlock], story: Story, guarded: frozenset[int]) -> None:
     """Let `model`, a clone, note where it looks at the words of the story's characters."""
     replace_attention(model, "attn2", blocks, lambda _block, owner: CrossAttentionReader(owner or plain_attention))
-    model.add_wrapper_with_key(
-        comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, f"{WRAPPER_KEY}_subjects", follow_subjects(story, guarded)
-    )
+    wrappers = comfy.patcher_extension.WrappersMP
+    model.add_wrapper_with_key(wrappers.OUTER_SAMPLE, f"{WRAPPER_KEY}_subjects", follow_subjects(story, guarded))
+    model.add_wrapper_with_key(wrappers.PREDICT_NOISE, f"{WRAPPER_KEY}_subjects", look_first)

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import comfy.samplers
 import torch
 import torch.nn.functional as F
 
 from .frame_indices import frame_indices, frames_per_call
 from .sampling_step import STEP_KEY
 from .story_text import Story
-from .subject_masks import label_tokens, may_read
+from .subject_masks import label_tokens, may_read, spread_peaks
 from .subject_tokens import SUBJECTS_KEY
 
 MAPS_KEY = "storydiffusion_subject_maps"
@@ -21,7 +22,7 @@ MAPS_KEY = "storydiffusion_subject_maps"
 
 @dataclass(frozen=True)
 class NamingTokens:
-    """The tokens of one conditioning that name the story's characters."""
+    """The tokens of one conditioning that tell of the story's characters."""
 
     length: int
     """Tokens of the conditioning; a call may hold it repeated."""
@@ -48,8 +49,9 @@ class TokenLabels:
 class SubjectMaps:
     """Attention maps of one run, averaged over layers and past model calls; made when it starts, gone when it ends.
 
-    A model call reads what earlier sampling steps wrote, never its own step: the result doesn't depend on whether the
-    host runs the halves of guidance, or windows, together or one by one.
+    A model call reads what earlier calls wrote, at other noise levels or up to `settle`, and never what its own step
+    writes: the result doesn't depend on whether the host runs the halves of guidance, or windows, together or one by
+    one.
     """
 
     characters: tuple[str, ...]
@@ -63,9 +65,10 @@ class SubjectMaps:
     """By the host's uuid of a conditioning."""
     guarded: frozenset[int]
     """Panels whose tokens may pass by label only."""
+    total: torch.Tensor | None = None
+    """(B, C, *size): all that may be read, on no particular scale; None before the first call is over."""
     _sigma: float | None = None
     _written: torch.Tensor | None = None
-    _total: torch.Tensor | None = None
     _labels: dict[tuple[int, int], TokenLabels] = field(default_factory=dict)
 
     def write(self, sigma: float, panel: int, maps: Mapping[str, torch.Tensor]) -> None:
@@ -78,20 +81,20 @@ class SubjectMaps:
             self._written[panel, self.characters.index(name)] += resized
 
     def labels(self, sigma: float, size: tuple[int, int]) -> TokenLabels | None:
-        """Labels of all panels' tokens at a layer's `size` (h, w); None before the first call is over."""
+        """Labels of all panels' tokens at a layer's `size` (h, w); None while `blind`."""
         self._go_to(sigma)
-        if self._total is None and not self._given_for_all():
+        if self.blind:
             return None
         if size not in self._labels:
             self._labels[size] = self._label(size)
         return self._labels[size]
 
     def _label(self, size: tuple[int, int]) -> TokenLabels:
-        maps = torch.zeros(*self.present.shape, 1, 1) if self._total is None else self._total
+        maps = torch.zeros(*self.present.shape, 1, 1) if self.total is None else self.total
         found = self.present.clone()
         for key in self.given:
             found[key] = False
-        maps = F.interpolate(maps, size, mode="bilinear").flatten(2)
+        maps = F.interpolate(spread_peaks(maps), size, mode="bilinear").flatten(2)
         labels = label_tokens(maps, found.to(maps.device))
         for (panel, character), mask in self.given.items():
             # Half and above is inside: the ramp of a blurred edge is no region of its own.
@@ -99,17 +102,22 @@ class SubjectMaps:
             labels[panel, inside.to(labels.device)] = character
         return TokenLabels(labels, self.present.to(labels.device))
 
-    def _given_for_all(self) -> bool:
+    @property
+    def blind(self) -> bool:
+        """Whether it isn't known yet where the characters of the guarded panels stand."""
         asked = [(panel, int(name)) for panel in self.guarded for name in self.present[panel].nonzero()]
-        return all(key in self.given for key in asked)
+        return self.total is None and not all(key in self.given for key in asked)
 
-    def _go_to(self, sigma: float) -> None:
-        if sigma == self._sigma:
-            return
+    def settle(self) -> None:
+        """Let all that was written be read from now on."""
         if self._written is not None:
-            self._total = self._written if self._total is None else self._total + self._written
+            self.total = self._written if self.total is None else self.total + self._written
             self._written = None
             self._labels.clear()
+
+    def _go_to(self, sigma: float) -> None:
+        if sigma != self._sigma:
+            self.settle()
         self._sigma = sigma
 
 
@@ -196,6 +204,23 @@ def follow_subjects(story: Story, guarded: frozenset[int]) -> Callable[..., Any]
         return executor(noise, *args, **kwargs)
 
     return run
+
+
+def look_first(
+    executor: Any, x: torch.Tensor, timestep: torch.Tensor, model_options: dict[str, Any], *args: Any, **kwargs: Any
+) -> Any:
+    """PREDICT_NOISE wrapper: before a run's first step let the model look once at what is there, without sharing.
+
+    The first step decides much of a character's look; without this it would pass with nothing known of who stands
+    where. One more model call a run, on the prompts that name characters alone.
+    """
+    maps: SubjectMaps = model_options["transformer_options"][MAPS_KEY]
+    if maps.blind:
+        guider = executor.class_obj
+        telling = [conds for conds in guider.conds.values() if any(entry["uuid"] in maps.naming for entry in conds)]
+        comfy.samplers.calc_cond_batch(guider.inner_model, telling, x, timestep, model_options)
+        maps.settle()
+    return executor(x, timestep, model_options, *args, **kwargs)
 
 
 def new_maps(

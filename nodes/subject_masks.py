@@ -1,8 +1,9 @@
 """Where the characters of a panel stand, and which tokens may therefore pass between panels. Host-free.
 
 As in ConsiStory (arXiv 2402.03286): a character is where the model's cross-attention looks at the words that name it,
-cut off by Otsu's threshold. A token is labelled with one character, an index into the story's characters, or with
-BACKGROUND.
+cut off by Otsu's threshold. The model looks at words from a few places of a figure only, so each counts for what lies
+around it, as in Prompt-to-Prompt (arXiv 2208.01626). A token is labelled with one character, an index into the story's
+characters, or with BACKGROUND.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 
 BACKGROUND = -1
+_NEIGHBOURHOOD = 16
+"""Prompt-to-Prompt's neighbourhood: one token to each side, on maps of 16 x 16."""
 
 
 def otsu_threshold(values: torch.Tensor) -> torch.Tensor:
@@ -25,6 +29,12 @@ def otsu_threshold(values: torch.Tensor) -> torch.Tensor:
     between_classes = below * (count - below) * (mean_above - mean_below) ** 2
     cut = between_classes.argmax(-1, keepdim=True)
     return (ordered.gather(-1, cut) + ordered.gather(-1, cut + 1)).squeeze(-1) / 2
+
+
+def spread_peaks(maps: torch.Tensor) -> torch.Tensor:
+    """Maps (B, C, H, W) with each value the largest within a sixteenth of the picture to every side."""
+    radius = round(min(maps.shape[-2:]) / _NEIGHBOURHOOD)
+    return F.max_pool2d(maps, 2 * radius + 1, stride=1, padding=radius)
 
 
 def label_tokens(maps: torch.Tensor, present: torch.Tensor) -> torch.Tensor:

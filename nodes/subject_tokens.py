@@ -1,4 +1,4 @@
-"""Which tokens of an encoded prompt name a character. Host-free."""
+"""Which tokens of an encoded prompt tell of a character. Host-free."""
 
 from __future__ import annotations
 
@@ -9,10 +9,29 @@ Tokens = Mapping[str, Sequence[Sequence[Sequence[Any]]]]
 """What the host's CLIP.tokenize gives: for each text encoder, chunks of (token, weight) pairs."""
 
 SUBJECTS_KEY = "storydiffusion_subjects"
-"""Entry of a conditioning's options: for each panel, {character: positions of the tokens that name it}."""
+"""Entry of a conditioning's options: for each panel, {character: positions of the tokens that tell of it}."""
 
 
 def subject_positions(
+    tokenize: Callable[[str], Tokens], prompt: str, subjects: Mapping[str, str]
+) -> dict[str, list[int]]:
+    """Positions, in the encoded `prompt`, of the tokens that tell of each of `subjects`, {character: phrase}.
+
+    These are the tokens of the phrase and the one behind it, a comma or a verb as a rule. CLIP's text encoders are
+    causal: a token knows what stands before it and nothing that follows, so the first one to know a phrase with its
+    last word is the one behind. It is left out where it begins another character's phrase, or ends the prompt.
+    """
+    phrases = phrase_positions(tokenize, prompt, subjects)
+    silent = set(_tokens(tokenize("")))
+    spoken = {position for position, token in enumerate(_tokens(tokenize(prompt))) if token not in silent}
+    free = spoken.difference(*phrases.values())
+    return {
+        name: found + [position + 1 for position in found[-1:] if position + 1 in free]
+        for name, found in phrases.items()
+    }
+
+
+def phrase_positions(
     tokenize: Callable[[str], Tokens], prompt: str, subjects: Mapping[str, str]
 ) -> dict[str, list[int]]:
     """Positions, in the encoded `prompt`, of the tokens of each phrase of `subjects`, {character: phrase}.

@@ -7,6 +7,7 @@ from storydiffusion.nodes.subject_masks import (
     label_tokens,
     may_read,
     otsu_threshold,
+    spread_peaks,
 )
 
 
@@ -27,6 +28,17 @@ def test_otsu_equals_trying_every_cut():
     values = torch.rand(5, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64) ** 3
     expected = [otsu_by_trying_all(row) for row in values]
     assert otsu_threshold(values).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("size", "radius"), [((16, 16), 1), ((64, 40), 2), ((64, 64), 4), ((4, 4), 0)])
+def test_a_peak_counts_for_a_sixteenth_of_the_picture_around_it(size, radius):
+    maps = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    spread = spread_peaks(maps)
+    assert spread.shape == maps.shape
+    for row, column in ((0, 0), (size[0] // 2, size[1] // 2), (size[0] - 1, 1)):
+        rows = slice(max(row - radius, 0), row + radius + 1)
+        columns = slice(max(column - radius, 0), column + radius + 1)
+        assert torch.equal(spread[..., row, column], maps[..., rows, columns].amax((2, 3)))
 
 
 def two_characters():

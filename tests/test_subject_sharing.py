@@ -11,7 +11,7 @@ from storydiffusion.nodes.sampling_step import STEP_KEY
 from storydiffusion.nodes.story_text import parse_story
 from storydiffusion.nodes.subject_maps import MAPS_KEY
 from storydiffusion.nodes.subject_nodes import StorySetSubjectMasks, set_subject_masks
-from storydiffusion.nodes.subject_tokens import SUBJECTS_KEY, subject_positions
+from storydiffusion.nodes.subject_tokens import SUBJECTS_KEY, phrase_positions, subject_positions
 from storydiffusion.nodes.token_sharing import draw_tokens
 
 SHEET = "[Bob] a man with a red hat\n[Ann] a tall girl, in a blue dress"
@@ -148,17 +148,30 @@ class TestTokenChoiceAndLevels:
 
 @pytest.mark.parametrize("checkpoint", ["tiny_sd15", "tiny_sdxl"])
 @pytest.mark.parametrize("prefix", ["", "rain, " * 40])
-def test_positions_are_those_of_the_description(checkpoint, prefix, request):
+def test_positions_are_those_of_the_description_and_the_token_behind(checkpoint, prefix, request):
     clip = request.getfixturevalue(checkpoint)[1]
     prompt = f"{prefix}(a man with a red hat:1.3) and a tall girl, in a blue dress, dance"
     subjects = {"Bob": "a man with a red hat", "Ann": "a tall girl, in a blue dress", "Eve": "an old woman"}
-    found = subject_positions(clip.tokenize, prompt, subjects)
     tokens = [token for chunk in next(iter(clip.tokenize(prompt).values())) for token, _ in chunk]
-    plain = [
-        token for token, _ in next(iter(clip.tokenize("a man with a red hat a tall girl, in a blue dress").values()))[0]
-    ]
-    assert [tokens[i] for i in found["Bob"] + found["Ann"]] == plain[1:15]
-    assert found["Eve"] == []
+    bob, ann = (
+        [token for token, _ in next(iter(clip.tokenize(text).values()))[0]][1:end]
+        for text, end in (("a man with a red hat and", 8), ("a tall girl, in a blue dress,", 10))
+    )
+    found = subject_positions(clip.tokenize, prompt, subjects)
+    assert {name: [tokens[i] for i in at] for name, at in found.items()} == {"Bob": bob, "Ann": ann, "Eve": []}
+    phrases = phrase_positions(clip.tokenize, prompt, subjects)
+    assert phrases == {"Bob": found["Bob"][:-1], "Ann": found["Ann"][:-1], "Eve": []}
+
+
+def test_the_token_behind_is_nobody_elses_and_no_end_of_the_prompt(tiny_sd15):
+    tokenize = tiny_sd15[1].tokenize
+    assert subject_positions(tokenize, "a man a girl", {"Bob": "a man", "Ann": "a girl"}) == {
+        "Bob": [1, 2],
+        "Ann": [3, 4],
+    }
+    # A chunk holds 75 words; what comes next is read on its own and knows nothing of them.
+    full = "rain " * 73 + "a man walks"
+    assert subject_positions(tokenize, full, {"Bob": "a man"}) == {"Bob": [74, 75]}
 
 
 class TestSubjects:
@@ -228,6 +241,33 @@ class TestSubjects:
         whole = set_subject_masks(set_subject_masks(MEETING, "Bob", left_half()), "Ann", 1 - left_half())
         assert not torch.allclose(sample(apply(model, whole), MEETING, steps=3), first, atol=1e-3)
         assert MAPS_KEY not in patched.model_options["transformer_options"]
+
+    @pytest.mark.parametrize("window", [0, 2])
+    def test_the_first_step_knows_where_they_stand(self, tiny_sd15, sample, window):
+        """A single step shares already, in every window, and more than the background around the two."""
+        model = tiny_sd15[0]
+        plain, ours = (sample(shown, MEETING, steps=1) for shown in (model, apply(model, MEETING, window=window)))
+        difference = (ours - plain).abs().amax((1, 2, 3))
+        assert (difference > 1e-3).all()
+
+    def test_looks_once_and_only_where_masks_leave_something_open(self, tiny_sd15, sample):
+        model = tiny_sd15[0]
+        calls = []
+
+        def count(apply_model, call):
+            calls.append(call["input"].shape[0])
+            return apply_model(call["input"], call["timestep"], **call["c"])
+
+        def calls_of(story):
+            calls.clear()
+            patched = apply(model, story)
+            patched.set_model_unet_function_wrapper(count)
+            sample(patched, MEETING, steps=2)
+            return list(calls)
+
+        assert calls_of(MEETING) == [3, 6, 6]  # the prompts that name them, then both halves of guidance
+        known = set_subject_masks(set_subject_masks(MEETING, "Bob", left_half()), "Ann", 1 - left_half())
+        assert calls_of(known) == [6, 6]
 
     def test_the_halves_of_guidance_together_or_apart(self, tiny_sd15, sample, encoded):
         """A negative of another length is run apart from the positive: the panels must not notice."""
