@@ -50,7 +50,7 @@ def measure_masks(painter: Painter, stories: Sequence[Meeting]) -> dict[str, dic
     for seed, told in enumerate(stories):
         steps, reading = _watch(painter, told.story, seed)
         for name, (words, treat) in ROWS.items():
-            shares[name].append(np.concatenate([_shares(steps[words], treat, reading, size) for size in SIZES]))
+            shares[name].append(np.concatenate([mask_shares(steps[words], treat, reading, size) for size in SIZES]))
     return {
         name: {column: over_stories(np.array(rows)[:, index]) for index, column in enumerate(COLUMNS)}
         for name, rows in shares.items()
@@ -92,7 +92,7 @@ def _watch(painter: Painter, story: Story, seed: int) -> tuple[dict[str, list[to
     return steps, read_pictures(images)
 
 
-def _shares(
+def mask_shares(
     steps: Sequence[torch.Tensor], treat: Callable[[torch.Tensor], torch.Tensor], reading: Reading, size: int
 ) -> Floats:
     """Right, other's and background of the meetings' panels at a level, mean over steps; NaN without a picture."""

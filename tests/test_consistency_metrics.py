@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from storydiffusion.benchmarks import _consistency_masks as masks
 from storydiffusion.benchmarks import _consistency_meetings as meetings
 from storydiffusion.benchmarks import _consistency_references as references
 from storydiffusion.benchmarks import _consistency_routing as routing
@@ -32,6 +33,7 @@ from storydiffusion.benchmarks.consistency import (
 )
 from storydiffusion.devtools.toy.figure import Kind
 from storydiffusion.devtools.toy.oracle import read_pictures
+from storydiffusion.devtools.toy.palette import Array
 from storydiffusion.devtools.toy.world import Direction, random_look, render, stage
 from storydiffusion.nodes.sampling_step import STEP_KEY, SamplingStep
 
@@ -106,6 +108,7 @@ def test_table_and_sheet() -> None:
     assert "| perfect | 0.0 ± 0.0 |" in as_markdown(rows)
     sheet = contact_sheet([images, images])
     assert sheet.size == ((2 * 4 * 33 + 3) * 4, 6 * 33 * 4)
+    assert contact_sheet([images[:8]]).size == (4 * 33 * 4, 2 * 33 * 4)  # of as many stories as there are
 
 
 def test_shuffled_values_leave_own_tokens_alone() -> None:
@@ -186,6 +189,42 @@ def test_a_meeting_of_rendered_pictures_measures_as_drawn() -> None:
     assert figures["d/across, other"].mean == pytest.approx(1, abs=0.2)
     assert set(meetings.COLUMNS) == set(figures)
     assert told[0].story.panels[2].subjects == {"Bob": "a man", "Ann": "a woman"}
+
+
+def met_in_the_world() -> Array:
+    """One rendered picture with a man on the left and a woman on the right, (1, 32, 32, 3)."""
+    rng = np.random.default_rng(2)
+    looks = [random_look(rng, kind) for kind in Kind]
+    both = [Direction(look.kind, "standing", side) for look, side in zip(looks, ("left", "right"), strict=True)]
+    return render(stage(rng, "sea", both, looks))[None]
+
+
+@pytest.mark.parametrize("size", masks.SIZES)
+def test_masks_are_measured_against_who_stands_where(size: int) -> None:
+    reading = read_pictures(met_in_the_world())
+    truth = torch.from_numpy(masks.figures(reading, size)).view(1, size, size)
+    assert set(truth.unique().tolist()) == {masks.BACKGROUND, 0, 1}
+    assert (truth[..., size // 2 :] != 0).all()
+    assert (truth[..., : size // 2] != 1).all()
+    perfect = torch.stack([truth == 0, truth == 1], dim=1).float()
+
+    def measured(maps: torch.Tensor) -> list[float]:
+        return masks.mask_shares([maps], lambda maps: maps, reading, size).tolist()
+
+    assert measured(perfect) == [1, 0, 0]
+    assert measured(perfect.flip(1)) == [0, 1, 0]
+    halves = torch.zeros(1, 2, size, size)
+    halves[:, 0, :, : size // 2] = halves[:, 1, :, size // 2 :] = 1
+    assert measured(halves) == [1, 0, 1]
+
+
+def test_masks_are_those_of_every_step() -> None:
+    figures = masks.measure_masks(Painter(Sampling(steps=2)), meetings.meetings(1, seed=3))
+    assert list(figures) == list(masks.ROWS)
+    for row in figures.values():
+        assert list(row) == list(masks.COLUMNS)
+    words, *_, shipped = figures.values()
+    assert shipped["right, 16 x 16"].mean > words["right, 16 x 16"].mean + 0.2
 
 
 def test_windows_measure_the_way_back_to_the_first_panel() -> None:
