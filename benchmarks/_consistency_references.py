@@ -19,8 +19,11 @@ from ._consistency_sampling import References, Setting
 
 ROWS = (
     Setting("no CSA", rate=None),
-    Setting("CSA", routed=True),
-    Setting("CSA, subjects only", routed=True, share="subjects"),
+    *(Setting(f"CSA, weight {weight}", routed=True, reference_weight=weight) for weight in (1, 2, 3, 4)),
+    *(
+        Setting(f"CSA, subjects only, weight {weight}", routed=True, share="subjects", reference_weight=weight)
+        for weight in (2, 4)
+    ),
 )
 COLUMNS = {
     "to reference / across": ".2f",

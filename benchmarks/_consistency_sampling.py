@@ -23,7 +23,7 @@ from ..nodes.attach_sharing import WRAPPER_KEY, decoder_blocks, share_tokens, st
 from ..nodes.attention_nodes import StoryApplyConsistentSelfAttention
 from ..nodes.attention_patch import AttentionBlock, SharingSettings, self_attention_blocks
 from ..nodes.conditioning_nodes import StoryEncodePrompts
-from ..nodes.reference_nodes import StoryAddReferencePanels
+from ..nodes.reference_nodes import DEFAULT_WEIGHT, StoryAddReferencePanels
 from ..nodes.sampling_step import STEP_KEY, note_step
 from ..nodes.story_text import Panel, Story
 from ..nodes.token_sharing import all_other_panels, draw_tokens
@@ -65,6 +65,8 @@ class Setting:
     own_seeds: bool = False
     """Every panel's noise from a seed of its own, as of panels drawn one by one."""
     panels: int = 4
+    reference_weight: float = DEFAULT_WEIGHT
+    """Of given pictures, where there are any."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ class Painter:
                 torch.from_numpy(references.pictures).repeat_interleave(ENLARGED, 1).repeat_interleave(ENLARGED, 2)
             )
             story, latent, _ = StoryAddReferencePanels.execute(
-                story, latent, pictures, self.vae, references.lines, references.characters
+                story, latent, pictures, self.vae, references.lines, references.characters, setting.reference_weight
             ).result
         positive, negative = StoryEncodePrompts.execute(self.clip, story).result
         noise = panel_noise(latent, seed, setting)

@@ -109,11 +109,11 @@ def share_tokens(
                 "Self-Attention Guidance comes before Apply Consistent Self-Attention on this model, and would take "
                 "the keys that panels share for a panel's own. Connect it behind, or set blocks to decoder."
             )
-        if owner is not None and (guarded or settings.strength not in (0, 1)):
+        if owner is not None and (guarded or settings.biased):
             raise ValueError(
                 f"Another node has replaced the self-attention of UNet block {block.key}, and a replacement can't be "
-                f"told to weigh tokens. Remove that node, or set strength to 1, share to everything and have no panel "
-                f"in which characters of different panels meet."
+                f"told to weigh tokens. Remove that node, or set strength and the weight of reference panels to 1, "
+                f"share to everything and have no panel in which characters of different panels meet."
             )
         return ConsistentSelfAttentionPatch(settings, settings.rate_at(block.downsampling), *([owner] if owner else []))
 

@@ -191,6 +191,7 @@ class StoryApplyConsistentSelfAttention(io.ComfyNode):
             sigma_end=schedule.percent_to_sigma(end_percent),
             sources=story_sources(story) if story else None,
             strength=strength,
+            weights=[panel.weight for panel in story.panels] if story else None,
             level_rates=parse_level_rates(level_rates, chosen),
             token_choice=token_choice,
             subjects_only=share == "subjects",

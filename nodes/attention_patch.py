@@ -50,12 +50,23 @@ class SharingSettings:
     """For each panel the panels it reads from; None: every panel reads from all the others."""
     strength: float = 1.0
     """Weight of other panels' keys in the softmax, relative to a panel's own."""
+    weights: Sequence[float] | None = None
+    """For each panel what multiplies `strength` for its keys; None: nothing does."""
     level_rates: Mapping[int, float] = field(default_factory=dict)
     """Sampling rates of single levels, by their downsampling factor."""
     token_choice: str = "random"
     """random or grid."""
     subjects_only: bool = False
     """Whether background is left out of sharing."""
+
+    def weight_of(self, panel: int) -> float:
+        """Weight of a panel's keys in the softmax of others."""
+        return self.strength * (self.weights[panel] if self.weights else 1)
+
+    @property
+    def biased(self) -> bool:
+        """Whether some keys weigh more or less than others, so that attention needs a bias."""
+        return self.strength not in (0, 1) or any(weight != 1 for weight in self.weights or ())
 
     def rate_at(self, downsampling: int) -> float:
         """Sampling rate of the blocks at a level."""
@@ -187,7 +198,7 @@ class ConsistentSelfAttentionPatch:
                 pool,
                 shared=len(draws[reader].sampled),
                 own=len(draws[reader].rest),
-                strength=self.settings.strength,
+                weights=[self.settings.weight_of(panels[source]) for source in pool],
                 readable=readable,
                 like=like,
             )

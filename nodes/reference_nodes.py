@@ -11,6 +11,9 @@ from .reference_panels import add_reference_panels, add_reference_rows
 from .story_text import Story, parse_story
 from .story_type import StoryType
 
+DEFAULT_WEIGHT = 2.0
+LEAST_WEIGHT, GREATEST_WEIGHT = 0.1, 16.0
+
 
 class StoryAddReferencePanels(io.ComfyNode):
     """Put given pictures in front of a story, for its panels to be drawn after."""
@@ -46,6 +49,16 @@ class StoryAddReferencePanels(io.ComfyNode):
                     default="",
                     tooltip="The same character sheet as in Story Prompt Splitter.",
                 ),
+                io.Float.Input(
+                    "weight",
+                    optional=True,
+                    default=DEFAULT_WEIGHT,
+                    min=LEAST_WEIGHT,
+                    max=GREATEST_WEIGHT,
+                    step=0.1,
+                    tooltip="How much panels heed the pictures beside their own tokens. At 1, as much as one another, "
+                    "they follow a picture little. Higher makes them more like it, at last in scene as well.",
+                ),
             ],
             outputs=[
                 StoryType.Output(
@@ -63,9 +76,18 @@ class StoryAddReferencePanels(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, story: Story, latent: dict[str, Any], images: torch.Tensor, vae: Any, references: str, characters: str = ""
+        cls,
+        story: Story,
+        latent: dict[str, Any],
+        images: torch.Tensor,
+        vae: Any,
+        references: str,
+        characters: str = "",
+        weight: float = DEFAULT_WEIGHT,
     ) -> io.NodeOutput:
         """Encode the pictures and put them in front of story and latent."""
+        if not LEAST_WEIGHT <= weight <= GREATEST_WEIGHT:
+            raise ValueError(f"weight is {weight}; it must lie between {LEAST_WEIGHT} and {GREATEST_WEIGHT}.")
         panels, rows = len(story.panels), latent["samples"].shape[0]
         if rows != panels:
             raise ValueError(
@@ -80,5 +102,5 @@ class StoryAddReferencePanels(io.ComfyNode):
             )
         encoded = vae.encode(images[..., :3])
         return io.NodeOutput(
-            add_reference_panels(story, described), add_reference_rows(latent, encoded), images.shape[0]
+            add_reference_panels(story, described, weight), add_reference_rows(latent, encoded), images.shape[0]
         )

@@ -61,7 +61,7 @@ def _panel_mask(latent: Latent, samples: torch.Tensor) -> torch.Tensor:
     return mask.expand(panels, -1, -1, -1)
 
 
-def add_reference_panels(story: Story, references: Story) -> Story:
-    """`story` with the panels of `references` in front, marked as given pictures."""
-    given = tuple(replace(panel, is_reference=True) for panel in references.panels)
+def add_reference_panels(story: Story, references: Story, weight: float) -> Story:
+    """`story` with the panels of `references` in front, marked as given pictures of that weight."""
+    given = tuple(replace(panel, is_reference=True, weight=weight) for panel in references.panels)
     return replace(story, panels=given + story.panels)

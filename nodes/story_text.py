@@ -52,7 +52,8 @@ class Panel:
     panel: none for `[NC]`; in a story that names nobody, every other panel has `UNNAMED_CHARACTER`.
     `is_reference` marks a given picture that the story's panels are drawn after, not one that is drawn.
     `subjects` gives, for each of `characters`, the words that stand for it in the prompt: its description, or its
-    name. `masks` gives where it stands, (H, W) from 0 to 1, if the user has said so.
+    name. `masks` gives where it stands, (H, W) from 0 to 1, if the user has said so. `weight` is that of the panel's
+    tokens in the softmax of others, whose own weigh 1.
     """
 
     prompt: str
@@ -61,6 +62,7 @@ class Panel:
     is_reference: bool = False
     subjects: dict[str, str] = field(default_factory=dict, compare=False)
     masks: dict[str, torch.Tensor] = field(default_factory=dict, compare=False)
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)

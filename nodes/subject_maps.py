@@ -214,8 +214,8 @@ def look_first(
     The first step decides much of a character's look; without this it would pass with nothing known of who stands
     where. One more model call a run, on the prompts that name characters alone.
     """
-    maps: SubjectMaps = model_options["transformer_options"][MAPS_KEY]
-    if maps.blind:
+    maps: SubjectMaps | None = model_options["transformer_options"].get(MAPS_KEY)
+    if maps is not None and maps.blind:
         guider = executor.class_obj
         telling = [conds for conds in guider.conds.values() if any(entry["uuid"] in maps.naming for entry in conds)]
         comfy.samplers.calc_cond_batch(guider.inner_model, telling, x, timestep, model_options)

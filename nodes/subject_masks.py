@@ -82,7 +82,7 @@ def shared_key_bias(
     *,
     shared: int,
     own: int,
-    strength: float,
+    weights: Sequence[float],
     readable: Callable[[int], torch.Tensor] | None,
     like: torch.Tensor,
 ) -> torch.Tensor | None:
@@ -92,16 +92,17 @@ def shared_key_bias(
     then `own` more of its own.
 
     Args:
-        strength: weight of other panels' keys in the softmax, relative to the reader's own (0 excluded).
+        weights: for each panel of the pool, the weight of its keys in the softmax, relative to the reader's own (0
+            excluded); the reader's entry is not looked at.
         readable: gives, for another panel of the pool, `may_read` of its shared tokens; None: everything.
         like: dtype and device of the result.
     """
-    if strength == 1 and readable is None:
+    if readable is None and all(weight == 1 for source, weight in zip(pool, weights, strict=True) if source != reader):
         return None
     # Not -inf: kernels that go through the keys in pieces divide by zero where a whole piece is excluded.
-    weight, excluded = math.log(strength), torch.finfo(like.dtype).min / 2
+    excluded = torch.finfo(like.dtype).min / 2
     columns = []
-    for source in pool:
+    for source, weight in zip(pool, map(math.log, weights), strict=True):
         if source == reader:
             columns.append(like.new_zeros(1, shared))
         elif readable is None:

@@ -19,16 +19,16 @@ def images(count=1, size=64):
     return torch.rand(count, size, size, 3, generator=torch.Generator().manual_seed(3))
 
 
-def add(vae, story=STORY, latent=None, pictures=None, references="[Bob] stands before a white wall"):
+def add(vae, story=STORY, latent=None, pictures=None, references="[Bob] stands before a white wall", **weight):
     latent = {"samples": torch.zeros(len(story.panels), 4, 8, 8)} if latent is None else latent
     pictures = images() if pictures is None else pictures
-    return StoryAddReferencePanels.execute(story, latent, pictures, vae, references, SHEET).result
+    return StoryAddReferencePanels.execute(story, latent, pictures, vae, references, SHEET, **weight).result
 
 
-def draw(model, clip, story, latent, rate=0.5, window=0):
+def draw(model, clip, story, latent, rate=0.5, window=0, sampler="ddim"):
     patched = StoryApplyConsistentSelfAttention.execute(model, rate, 0, 0.0, 1.0, "decoder", window, story).result[0]
     positive, negative = StoryEncodePrompts.execute(clip, story).result
-    return nodes.common_ksampler(patched, 5, 2, 5.0, "ddim", "normal", positive, negative, latent)[0]["samples"]
+    return nodes.common_ksampler(patched, 5, 2, 5.0, sampler, "normal", positive, negative, latent)[0]["samples"]
 
 
 def test_references_stay_as_they_are_and_panels_follow_them(tiny_sd15):
@@ -49,6 +49,20 @@ def test_panels_keep_the_noise_they_have_without_references(tiny_sd15):
     alone = {"samples": torch.zeros(3, 4, 8, 8)}
     with_reference = draw(model, clip, story, latent, rate=0.0)
     torch.testing.assert_close(with_reference[count:], draw(model, clip, STORY, alone, rate=0.0), rtol=1e-3, atol=1e-3)
+
+
+def test_a_weight_of_three_is_three_equal_pictures(tiny_sd15):
+    model, clip, vae = tiny_sd15
+    alike = {"rate": 1.0, "sampler": "euler"}  # the host's ddim noises a masked row anew, each in its own way
+    story, latent, _ = add(vae, weight=3.0)
+    heavy = draw(model, clip, story, latent, **alike)[1:]
+    line = "[Bob] stands before a white wall\n"
+    story, latent, _ = add(vae, pictures=images().expand(3, -1, -1, -1), references=line * 3, weight=1.0)
+    threefold = draw(model, clip, story, {**latent, "batch_index": [3, 3, 3, 0, 1, 2]}, **alike)[3:]
+    torch.testing.assert_close(heavy, threefold, rtol=1e-3, atol=1e-3)
+    light = draw(model, clip, *add(vae, weight=1.0)[:2], **alike)[1:]
+    assert not torch.allclose(heavy[0], light[0], atol=1e-2)
+    torch.testing.assert_close(heavy[1], light[1], rtol=1e-4, atol=1e-4)  # Ann is not in the picture
 
 
 def test_references_are_read_but_do_not_read():
@@ -103,6 +117,24 @@ class TestErrors:
     def test_size(self, tiny_sd15):
         with pytest.raises(ValueError, match=r"encode to 16 x 16 latents, but the latent batch is 8 x 8"):
             add(tiny_sd15[2], pictures=images(size=128))
+
+    @pytest.mark.parametrize("weight", [0.0, 20.0])
+    def test_weight(self, tiny_sd15, weight):
+        with pytest.raises(ValueError, match=rf"weight is {weight}; it must lie between 0\.1 and 16\.0"):
+            add(tiny_sd15[2], weight=weight)
+
+    def test_a_replacement_by_another_node_cannot_weigh_pictures(self, tiny_sd15):
+        model, _, vae = tiny_sd15
+        owned = model.clone()
+        owned.set_model_attn1_replace(lambda q, k, v, options: q, "output", 1)
+
+        def share(weight):
+            story = add(vae, weight=weight)[0]
+            StoryApplyConsistentSelfAttention.execute(owned, 0.5, 0, 0.0, 1.0, "decoder", 0, story)
+
+        with pytest.raises(ValueError, match="set strength and the weight of reference panels to 1"):
+            share(3.0)
+        share(1.0)
 
     def test_number_of_descriptions(self, tiny_sd15):
         with pytest.raises(ValueError, match="references describes 1 pictures, but images holds 2"):

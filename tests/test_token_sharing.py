@@ -200,16 +200,20 @@ def tensors(rows, tokens):
     return [torch.randn(rows, tokens, 8, generator=generator) for _ in range(3)]
 
 
-@pytest.mark.parametrize("strength", [0.05, 0.5, 1.0])
-def test_strength_multiplies_the_other_panels_weights(strength):
+@pytest.mark.parametrize("weights", [[0.05] * 3, [0.5] * 3, [1.0] * 3, [4.0, 1.0, 1.0], [0.2, 1.0, 3.0]])
+def test_weights_multiply_those_of_the_other_panels(weights):
     q, k, v = tensors(6, 6)
     kept = sharing(3, 6)
 
     def bias(reader, pool):
-        return shared_key_bias(reader, pool, shared=3, own=3, strength=strength, readable=None, like=q)
+        own = [weights[source] for source in pool]
+        return shared_key_bias(reader, pool, shared=3, own=3, weights=own, readable=None, like=q)
+
+    def weight(_reader, _token, source, _other):
+        return weights[source]
 
     ours = consistent_self_attention(q, k, v, attend=attend, key_bias=bias, **kept)
-    assert relative_error(ours, brute_force(q, k, v, **kept, weight=lambda *_: strength)) <= 1e-6
+    assert relative_error(ours, brute_force(q, k, v, **kept, weight=weight)) <= 1e-6
 
 
 @pytest.mark.parametrize("subjects_only", [False, True])
@@ -226,7 +230,7 @@ def test_labels_gate_tokens_as_a_loop_over_pairs_does(subjects_only):
             given = labels[source][kept["draws"][source].sampled]
             return may_read(labels[reader], given, present[reader], subjects_only=subjects_only)
 
-        return shared_key_bias(reader, pool, shared=4, own=4, strength=0.5, readable=readable, like=q)
+        return shared_key_bias(reader, pool, shared=4, own=4, weights=[0.5] * len(pool), readable=readable, like=q)
 
     def weight(reader, token, source, other):
         query, key = labels[reader, token].item(), labels[source, other].item()
