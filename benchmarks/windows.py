@@ -1,10 +1,11 @@
 """What a long story costs in windows: peak memory and time a panel, against the number of panels.
 
-Draws on the toy world's model at four times its picture size, so that activations and not weights fill the memory.
-Each row runs in a process of its own. Memory is the most that tensors take at one time during sampling, beyond what was
-there before. Times are relative to the first row's time per panel.
+Draws on the toy world's model at four times its picture size, so that activations and not weights fill the memory, or
+on a UNet with SD1.5's own channels and heads, few blocks and random weights: latents weigh as little beside activations
+there as in SD1.5. Each row runs in a process of its own. Memory is the most that tensors take at one time during
+sampling, beyond what was there before. Times are relative to the first row's time per panel.
 
-    python dev.py bench windows [--window 4] [--panels 8 16 32 64] [--steps 2]
+    python dev.py bench windows [--unet toy] [--window 4] [--panels 8 16 32 64] [--steps 2]
 """
 
 from __future__ import annotations
@@ -21,15 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import comfy.sample
+import comfy.sd
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..devtools.environment import REPOSITORY
+from ..devtools.tiny_checkpoints import TINY_SD15, ensure_checkpoint
 from ..devtools.toy import model as toy_model
 from ..nodes.attention_nodes import StoryApplyConsistentSelfAttention
 
-LATENT_SIZE = 64
+LATENT_SIZES = {"toy": 64, "sd15": 16}
+"""Height and width of the latents, by UNet."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +45,23 @@ class Cost:
     seconds: float
 
 
-def measure(panels: int, window: int, steps: int) -> Cost:
+def load(unet: str) -> tuple[Any, Any]:
+    """MODEL and CLIP of one of LATENT_SIZES."""
+    if unet == "toy":
+        return toy_model.load()[:2]
+    path = ensure_checkpoint(TINY_SD15, REPOSITORY / ".dev" / "models" / "checkpoints")
+    model, clip, _, _ = comfy.sd.load_checkpoint_guess_config(str(path))
+    return model, clip
+
+
+def measure(unet: str, panels: int, window: int, steps: int) -> Cost:
     """Sample `panels` panels in windows of `window` (0: one batch), with guidance."""
-    model, clip, _ = toy_model.load()
+    model, clip = load(unet)
     patched = StoryApplyConsistentSelfAttention.execute(model, 0.5, 0, 0.0, 1.0, "decoder", window).result[0]
     conditioning = clip.encode_from_tokens_scheduled(clip.tokenize("a man, standing"))
 
     def sample(rows: int) -> Any:
-        latent = torch.zeros(rows, 4, LATENT_SIZE, LATENT_SIZE)
+        latent = torch.zeros(rows, 4, LATENT_SIZES[unet], LATENT_SIZES[unet])
         noise = comfy.sample.prepare_noise(latent, 0)
         return comfy.sample.sample(
             patched,
@@ -111,10 +125,10 @@ class LiveTensors(TorchDispatchMode):
         self.live -= size
 
 
-def measure_apart(panels: int, window: int, steps: int) -> Cost:
+def measure_apart(unet: str, panels: int, window: int, steps: int) -> Cost:
     """`measure`, in a process of its own."""
     launch = Path(__file__).parents[1] / "devtools" / "launch.py"
-    row = ["--measure", str(panels), str(window), "--steps", str(steps)]
+    row = ["--measure", str(panels), str(window), "--steps", str(steps), "--unet", unet]
     command = [sys.executable, str(launch), "storydiffusion.benchmarks.windows", *row]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return Cost(**json.loads(output.splitlines()[-1]))
@@ -122,6 +136,7 @@ def measure_apart(panels: int, window: int, steps: int) -> Cost:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--unet", choices=LATENT_SIZES, default="toy")
     parser.add_argument("--window", type=int, default=4)
     parser.add_argument("--panels", type=int, nargs="+", default=[8, 16, 32, 64])
     parser.add_argument("--steps", type=int, default=2)
@@ -129,13 +144,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.measure:
         panels, window = arguments.measure
-        print(json.dumps(asdict(measure(panels, window, arguments.steps))))
+        print(json.dumps(asdict(measure(arguments.unet, panels, window, arguments.steps))))
         return
     print("| panels | window | peak MiB | time per panel |\n|---|---|---|---|")
     rows = [(panels, arguments.window) for panels in arguments.panels]
     first = None
     for panels, window in [*rows, *((panels, 0) for panels in arguments.panels[:2])]:
-        cost = measure_apart(panels, window, arguments.steps)
+        cost = measure_apart(arguments.unet, panels, window, arguments.steps)
         per_panel = cost.seconds / panels
         first = first or per_panel
         print(f"| {panels} | {window or 'one batch'} | {cost.mebibytes:.0f} | {per_panel / first:.2f}x |", flush=True)
