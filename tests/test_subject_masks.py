@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from storydiffusion.nodes.story_text import parse_story
 from storydiffusion.nodes.subject_masks import (
     BACKGROUND,
     label_tokens,
@@ -9,6 +10,7 @@ from storydiffusion.nodes.subject_masks import (
     otsu_threshold,
     spread_peaks,
 )
+from storydiffusion.nodes.subject_nodes import StorySetSubjectMasks
 
 
 def otsu_by_trying_all(values):
@@ -78,3 +80,16 @@ def test_may_read(query, key, everything, subjects):
     labels = torch.tensor([query]), torch.tensor([key])
     assert may_read(*labels, present, subjects_only=False).item() == everything
     assert may_read(*labels, present, subjects_only=True).item() == subjects
+
+
+MEETING = parse_story("[Bob] and [Ann] dance\n[Bob] walks\n[Ann] sleeps", "[Bob] a man\n[Ann] a girl")
+
+
+def test_masks_of_nobody():
+    with pytest.raises(ValueError, match="character is 'Eve'; the story's characters are: Bob, Ann"):
+        StorySetSubjectMasks.execute(MEETING, "Eve", torch.zeros(1, 8, 8))
+
+
+def test_masks_of_another_count():
+    with pytest.raises(ValueError, match="masks holds 2 masks, but the story has 3 panels"):
+        StorySetSubjectMasks.execute(MEETING, "[Bob]", torch.zeros(1, 8, 8).expand(2, -1, -1))
