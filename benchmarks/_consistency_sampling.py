@@ -138,7 +138,7 @@ class Painter:
         self.model, self.clip, self.vae = toy_model.load()
         # The host's default on a CPU saves memory; the result is the same to rounding.
         options = self.model.model_options["transformer_options"]
-        options["optimized_attention_override"] = lambda _chosen, *args, **kwargs: attention_pytorch(*args, **kwargs)
+        options["optimized_attention_override"] = toy_model.fused_attention
 
     def draw(self, story: Story, setting: Setting, seed: int, references: References | None = None) -> Array:
         """One story's panels [P, 32, 32, 3], sRGB 0 to 1; `seed` makes the noise and the draw of tokens."""

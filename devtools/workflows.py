@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from .server import PACK_ROOT, Prompt
+from .toy.animation import FRAMES
+from .toy.video_files import MOTION_WEIGHTS, SMP_WEIGHTS
 
 WORKFLOWS = PACK_ROOT / "workflows"
 TOY_SIZE = 256
+# The toy world's loaders, by the stock loader that each stands in for; outputs come in the same order.
+TOY_LOADERS = {"CheckpointLoaderSimple": "StoryToyLoader", "CLIPVisionLoader": "StoryToyCLIPVision"}
 
 
 def load_api_workflow(name: str) -> Prompt:
@@ -63,8 +67,33 @@ def on_toy_world(prompt: Prompt, *, story: str, characters: str) -> Prompt:
             "StoryPromptSplitter": {"story": story, "characters": characters, "style": "none", "negative": ""},
         },
     )
-    # Both loaders give MODEL, CLIP and VAE in this order.
-    changed[node_of(prompt, "CheckpointLoaderSimple")] = {"class_type": "StoryToyLoader", "inputs": {}}
+    return with_toy_loaders(changed)
+
+
+def on_toy_video(prompt: Prompt, *, steps: int, cfg: float) -> Prompt:
+    """Return a video workflow on the toy world's models: clips of 8 frames, as they were trained.
+
+    The motion module was trained on the model's own noise schedule, and soft neighbours would hold six of eight frames
+    for a part of sampling.
+    """
+    toy: dict[str, dict[str, Any]] = {
+        "StoryLoadMotionModule": {"motion_module_name": MOTION_WEIGHTS.name},
+        "StoryApplyMotionModule": {"beta_schedule": "from the model"},
+        "StoryLoadSMP": {"smp": SMP_WEIGHTS.name, "ip_adapter": "none"},
+        "ImageScale": {"width": TOY_SIZE, "height": TOY_SIZE},
+        "StorySemanticMotionPredictor": {"frames": FRAMES},
+        "StorySMPVideoDecode": {"steps": steps, "cfg": cfg, "anchor": "hold"},
+    }
+    used = {node["class_type"] for node in prompt.values()}
+    return with_toy_loaders(with_inputs(prompt, {name: inputs for name, inputs in toy.items() if name in used}))
+
+
+def with_toy_loaders(prompt: Prompt) -> Prompt:
+    """Return the workflow with the toy world's loaders in place of the stock ones."""
+    changed = dict(prompt)
+    for key, node in prompt.items():
+        if node["class_type"] in TOY_LOADERS:
+            changed[key] = {"class_type": TOY_LOADERS[node["class_type"]], "inputs": {}}
     return changed
 
 

@@ -204,7 +204,7 @@ class StoryApplyConsistentSelfAttention(io.ComfyNode):
             require_matching_rows(len(story.panels) if story else None),
         )
         share_tokens(model, settings, chosen, guarded=bool(guarded))
-        if story and guarded:
+        if story and guarded and settings.shares:
             watch_subjects(model, decoder_blocks(all_blocks), story, guarded)
         if window:
             evaluate_in_windows(model, window, [panel.characters for panel in story.panels] if story else None)

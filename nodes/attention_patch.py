@@ -66,7 +66,14 @@ class SharingSettings:
     @property
     def biased(self) -> bool:
         """Whether some keys weigh more or less than others, so that attention needs a bias."""
-        return self.strength not in (0, 1) or any(weight != 1 for weight in self.weights or ())
+        if self.strength == 0:  # nothing is shared at all
+            return False
+        return self.strength != 1 or any(weight != 1 for weight in self.weights or ())
+
+    @property
+    def shares(self) -> bool:
+        """Whether any token is shared."""
+        return self.strength > 0 and max(self.sampling_rate, *self.level_rates.values(), 0) > 0
 
     def rate_at(self, downsampling: int) -> float:
         """Sampling rate of the blocks at a level."""
@@ -142,7 +149,7 @@ class ConsistentSelfAttentionPatch:
         guarded = frozenset() if maps is None else maps.guarded
         labels = None if maps is None else maps.labels(step.sigma, size)
         if labels is None:
-            # Nothing is known yet of who stands where: for this one call better no sharing than between strangers.
+            # The look before the first step: nothing is known yet of who stands where.
             sources = [[] if panel in guarded else own for panel, own in zip(panels, sources, strict=True)]
         return consistent_self_attention(
             q,

@@ -56,7 +56,8 @@ def motion_sites(unet: Any) -> list[MotionSite]:
     """Return where AnimateDiff puts temporal transformers in `unet`, derived from its levels and residual blocks.
 
     One follows every residual block, after the block's spatial transformer if it has one, and before a
-    downsampling or upsampling; in the middle one follows the spatial transformer.
+    downsampling or upsampling; in the middle one follows the spatial transformer. Levels without a residual block
+    (SD1.5 has none) are not counted.
     """
     sites = [*_side_sites(unet.input_blocks, "input", "down_blocks", Downsample)]
     sites += _block_site(unet.middle_block or (), ("middle", 0), "mid_block.motion_modules.0")
@@ -70,7 +71,7 @@ def _side_sites(blocks: Any, side: str, level_name: str, resampling: type) -> It
         for site in _block_site(layers, (side, number), f"{level_name}.{level}.motion_modules.{index}"):
             yield site
             index += 1
-        if any(isinstance(layer, resampling) for layer in layers):
+        if index and any(isinstance(layer, resampling) for layer in layers):
             level, index = level + 1, 0
 
 
@@ -139,8 +140,13 @@ def attach_motion(model: Any, motion_module: Any, scale: float) -> None:
     model.add_wrapper_with_key(
         comfy.patcher_extension.WrappersMP.APPLY_MODEL, MOTION_KEY, _announce_motion(sites, scale)
     )
-    model.set_model_forward_timestep_embed_patch((SpatialTransformer, _spatial_transformer))
-    model.set_model_forward_timestep_embed_patch((ResBlock, _residual_block))
+    for patch in layer_patches():
+        model.set_model_forward_timestep_embed_patch(patch)
+
+
+def layer_patches() -> list[tuple[type, Callable[..., torch.Tensor]]]:
+    """The host's `forward_timestep_embed_patch` entries that add the `RunningMotion` of a call to its layers."""
+    return [(SpatialTransformer, _spatial_transformer), (ResBlock, _residual_block)]
 
 
 def _announce_motion(sites: list[MotionSite], scale: float) -> Callable[..., torch.Tensor]:

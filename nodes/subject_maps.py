@@ -67,6 +67,8 @@ class SubjectMaps:
     """Panels whose tokens may pass by label only."""
     total: torch.Tensor | None = None
     """(B, C, *size): all that may be read, on no particular scale; None before the first call is over."""
+    looked: bool = False
+    """Whether the model has had its look before the first step."""
     _sigma: float | None = None
     _written: torch.Tensor | None = None
     _labels: dict[tuple[int, int], TokenLabels] = field(default_factory=dict)
@@ -215,7 +217,8 @@ def look_first(
     where. One more model call a run, on the prompts that name characters alone.
     """
     maps: SubjectMaps | None = model_options["transformer_options"].get(MAPS_KEY)
-    if maps is not None and maps.blind:
+    if maps is not None and maps.blind and not maps.looked:
+        maps.looked = True  # where the prompts that name characters come in later only, there is nothing to be seen
         guider = executor.class_obj
         telling = [conds for conds in guider.conds.values() if any(entry["uuid"] in maps.naming for entry in conds)]
         comfy.samplers.calc_cond_batch(guider.inner_model, telling, x, timestep, model_options)

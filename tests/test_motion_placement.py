@@ -88,6 +88,22 @@ def test_smaller_unet_gets_them_by_its_own_levels_and_residual_blocks():
     ]
 
 
+def test_levels_without_residual_blocks_are_not_counted():
+    shallow = unet(
+        channel_mult=[1, 2, 2],
+        num_res_blocks=[0, 1, 1],
+        transformer_depth=[1, 1],
+        transformer_depth_output=[0, 1, 1, 1, 1],
+    )
+    found = [(*site.site[0], site.path) for site in motion_sites(shallow)]
+    assert found[:3] == [
+        ("input", 2, "down_blocks.0.motion_modules.0"),
+        ("input", 4, "down_blocks.1.motion_modules.0"),
+        ("middle", 0, "mid_block.motion_modules.0"),
+    ]
+    assert found[-1] == ("output", 4, "up_blocks.2.motion_modules.0")
+
+
 def test_v3_leaves_the_middle_out():
     sites = motion_sites(unet())
     fitting = require_fit(motion_config((320,) * 4, middle=False), "v3", sites)

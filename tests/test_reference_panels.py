@@ -128,13 +128,14 @@ class TestErrors:
         owned = model.clone()
         owned.set_model_attn1_replace(lambda q, k, v, options: q, "output", 1)
 
-        def share(weight):
+        def share(weight, strength=1.0):
             story = add(vae, weight=weight)[0]
-            StoryApplyConsistentSelfAttention.execute(owned, 0.5, 0, 0.0, 1.0, "decoder", 0, story)
+            StoryApplyConsistentSelfAttention.execute(owned, 0.5, 0, 0.0, 1.0, "decoder", 0, story, strength)
 
         with pytest.raises(ValueError, match="set strength and the weight of reference panels to 1"):
             share(3.0)
         share(1.0)
+        share(3.0, strength=0.0)  # nothing is shared, so there is nothing to weigh
 
     def test_number_of_descriptions(self, tiny_sd15):
         with pytest.raises(ValueError, match="references describes 1 pictures, but images holds 2"):

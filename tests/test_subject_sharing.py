@@ -230,9 +230,9 @@ class TestSubjects:
             calls.append(call["input"].shape[0])
             return apply_model(call["input"], call["timestep"], **call["c"])
 
-        def calls_of(story):
+        def calls_of(story, **changes):
             calls.clear()
-            patched = apply(model, story)
+            patched = apply(model, story, **changes)
             patched.set_model_unet_function_wrapper(count)
             sample(patched, MEETING, steps=2)
             return list(calls)
@@ -240,6 +240,7 @@ class TestSubjects:
         assert calls_of(MEETING) == [3, 6, 6]  # the prompts that name them, then both halves of guidance
         known = set_subject_masks(set_subject_masks(MEETING, "Bob", left_half()), "Ann", 1 - left_half())
         assert calls_of(known) == [6, 6]
+        assert calls_of(MEETING, strength=0.0) == calls_of(MEETING, sampling_rate=0.0) == [6, 6]  # nothing to share
 
     def test_the_halves_of_guidance_together_or_apart(self, tiny_sd15, sample, encoded):
         """A negative of another length is run apart from the positive: the panels must not notice."""

@@ -17,7 +17,17 @@ from storydiffusion.devtools.server import ComfyServer, Prompt, PromptError
 from storydiffusion.devtools.tiny_checkpoints import ensure_checkpoint
 from storydiffusion.devtools.tiny_motion import TINY_SD15_VIDEO, TINY_V2, ensure_motion_module
 from storydiffusion.devtools.tiny_smp import TINY_BASE, ensure_ip_adapter
-from storydiffusion.devtools.workflows import WORKFLOWS, load_api_workflow, node_of, with_inputs
+from storydiffusion.devtools.toy.animation import FRAMES as TOY_FRAMES
+from storydiffusion.devtools.toy.animation import STEP, Shot, film
+from storydiffusion.devtools.toy.clips import take
+from storydiffusion.devtools.toy.video_files import install_video_files
+from storydiffusion.devtools.workflows import (
+    WORKFLOWS,
+    load_api_workflow,
+    node_of,
+    on_toy_video,
+    with_inputs,
+)
 
 SIZE = 64
 FRAMES = 3
@@ -126,6 +136,36 @@ def test_a_story_becomes_one_video(
     pictures, _ = saved_video(video_server, outputs, prompt)
     assert [picture.shape for picture in pictures] == [(SIZE, SIZE, 3)] * (2 * FRAMES - 1)
     assert len(video_server.image_paths(outputs, node_of(prompt, "SaveImage"))) == 3
+
+
+def test_trained_smp_runs_in_the_shipped_workflow(models: Path, video_server: ComfyServer) -> None:
+    """The toy world's files through Load SMP and Load Motion Module: the figure walks on a way that no training saw."""
+    install_video_files(models)
+    shot = next(each for each in (take("held out", number, seed=9).shot for number in range(99)) if walks(each))
+    true = film(shot, TOY_FRAMES)
+    for name, picture in (("toy_start", true[0]), ("toy_end", true[-1])):
+        pixels = (picture * 255).round().astype(np.uint8).repeat(8, 0).repeat(8, 1)
+        Image.fromarray(pixels).save(video_server.base / "input" / f"{name}.png")
+    prompt = on_toy_video(load_api_workflow("panel_transition_smp_sd15"), steps=10, cfg=3.0)
+    for node in prompt.values():
+        if node["class_type"] == "LoadImage":
+            node["inputs"]["image"] = f"toy_{node['inputs']['image']}"
+    prompt = with_inputs(prompt, {"CLIPTextEncode": {"text": ""}})
+    pictures, _ = saved_video(video_server, video_server.run(prompt), prompt)
+    drawn = np.stack(pictures)[:, 4::8, 4::8] / 255
+    assert drawn.shape == true.shape
+    assert np.abs(drawn[[0, -1]] - true[[0, -1]]).mean() < 0.02  # held, but for the video's compression
+    between = slice(1, -1)
+    frozen, faded = (np.abs(other - true)[between].mean() for other in (true[:1], fade(true)))
+    assert np.abs(drawn - true)[between].mean() < 0.8 * min(frozen, faded)
+
+
+def walks(shot: Shot) -> bool:
+    return abs(shot.end.x - shot.start.x) > STEP
+
+
+def fade(clip: np.ndarray) -> np.ndarray:
+    return clip[:1] + (clip[-1:] - clip[:1]) * np.linspace(0, 1, len(clip))[:, None, None, None]
 
 
 def test_what_follows_panel_pairs_runs_once_for_each(video_server: ComfyServer) -> None:

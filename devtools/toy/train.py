@@ -13,18 +13,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import comfy.model_sampling
 import numpy as np
 import torch
 import torch.nn.functional as F
-from comfy.ldm.modules.attention import attention_pytorch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from .examples import Examples
 from .export import write_weights
-from .model import new_unet
+from .model import fused_attention, new_unet
 from .text_encoder import load_clip
 
 
@@ -110,7 +108,7 @@ class Trainer:
                 signal * latents + sigma * noise,
                 timesteps=t,
                 context=context,
-                transformer_options={"optimized_attention_override": _fused_attention},
+                transformer_options={"optimized_attention_override": fused_attention},
             )
         loss = F.mse_loss(predicted.float(), signal * noise - sigma * latents) / self.config.parts
         loss.backward()
@@ -145,11 +143,6 @@ class Trainer:
             own.copy_(value)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
-
-
-def _fused_attention(_chosen: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """The host's choice on a CPU saves memory and is three times slower to train."""
-    return attention_pytorch(*args, **kwargs)
 
 
 def _one_thread() -> None:

@@ -105,16 +105,31 @@ def balloon_x(x: float) -> float:
 def part_map(actor: Actor, *, alone: bool) -> PartMap:
     """Which part every pixel belongs to, [32, 32]."""
     figure = draw_figure(actor.look.kind, actor.pose, hat=actor.look.hat, x=actor.x)
-    return np.where(figure == Part.BACKGROUND, _balloon(balloon_x(actor.x)), figure) if alone else figure
+    return before_balloon(figure, balloon_x(actor.x)) if alone else figure
+
+
+def before_balloon(figure: PartMap, x: float) -> PartMap:
+    """A figure's parts with its balloon, which flies at `x`, behind them."""
+    return np.where(figure == Part.BACKGROUND, _balloon(x), figure)
+
+
+def background(scene: int, mirrored: bool) -> Array:
+    """A scene without anybody, [32, 32, 3]; treat it as read-only."""
+    picture: Array = _backgrounds()[scene, int(mirrored)]
+    return picture
+
+
+def paint(image: Array, parts: PartMap, look: Look) -> None:
+    """Paint a figure over `image`."""
+    inside = parts != Part.BACKGROUND
+    image[inside] = look.colours()[parts[inside]]
 
 
 def render(picture: Picture) -> Array:
     """The picture as sRGB, 0 to 1, [32, 32, 3]. Poses and positions need not be among the named ones."""
-    image: Array = _backgrounds()[picture.scene, int(picture.mirrored)].copy()
+    image = background(picture.scene, picture.mirrored).copy()
     for actor in picture.actors:
-        parts = part_map(actor, alone=len(picture.actors) == 1)
-        inside = parts != Part.BACKGROUND
-        image[inside] = actor.look.colours()[parts[inside]]
+        paint(image, part_map(actor, alone=len(picture.actors) == 1), actor.look)
     return image
 
 

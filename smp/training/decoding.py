@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class DecodingStage(Stage):
         blank: what unconditional rows see; see `ClipDataset.blank`.
     """
 
-    fields = ("tokens", "latents", "text")
+    fields: tuple[str, ...] = ("tokens", "latents", "text")
     blank_tokens: Tensor
     blank_text: Tensor
 
@@ -68,13 +69,21 @@ class DecodingStage(Stage):
     def forward(self, batch: Clip) -> Tensor:
         """Denoising loss of each clip, (B,)."""
         added = torch.where(batch["drop_motion"][:, None, None, None], self.blank(), self.predict(batch["tokens"]))
+
+        def predict(noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+            return self.denoiser.predict(noisy, timesteps, text, added)
+
+        return self.denoise(batch, predict)
+
+    def denoise(self, batch: Clip, predict: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """Denoising loss of each clip, (B,); `predict` sees noisy frames, timesteps and text, as `Denoiser.predict`."""
         text = torch.where(batch["drop_text"][:, None, None], self.blank_text, batch["text"])
         noise, latents, timesteps = batch["noise"], batch["latents"], batch["timesteps"]
         scheduler = self.denoiser.scheduler
         noisy = scheduler.add_noise(latents, noise, timesteps)
         velocity = scheduler.config.prediction_type == "v_prediction"
         target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
-        return per_clip_mse(self.denoiser.predict(noisy, timesteps, text, added), target)
+        return per_clip_mse(predict(noisy, timesteps, text), target)
 
     def predict(self, tokens: Tensor) -> Tensor:
         """P as cross-attention reads it, from a clip's two ends: (B, F, N, C) -> (B, F, N', C')."""

@@ -1,4 +1,4 @@
-"""A custom-node pack of one node, for development only: loads the toy world's model.
+"""A custom-node pack of two nodes, for development only: they load the toy world's model and its image encoder.
 
 Link or copy nothing but this folder's path into ComfyUI's `custom_nodes`; the rest is found beside its real place.
 """
@@ -16,8 +16,8 @@ _TOY = Path(__file__).resolve().parent.parent
 _NAME = "storydiffusion_toy"
 
 
-def _toy_package() -> ModuleType:
-    """The folder above as a package: the host knows this folder alone, under its path."""
+def _toy_module(name: str) -> ModuleType:
+    """A module of the folder above, as a package: the host knows this folder alone, under its path."""
     if _NAME not in sys.modules:
         spec = importlib.util.spec_from_file_location(
             _NAME, _TOY / "__init__.py", submodule_search_locations=[str(_TOY)]
@@ -26,7 +26,7 @@ def _toy_package() -> ModuleType:
             raise ImportError(f"{_TOY} holds no toy world.")
         sys.modules[_NAME] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[_NAME])
-    return importlib.import_module(f"{_NAME}.model")
+    return importlib.import_module(f"{_NAME}.{name}")
 
 
 class StoryToyLoader(io.ComfyNode):
@@ -51,15 +51,37 @@ class StoryToyLoader(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         """Load the weights that lie beside the world."""
-        return io.NodeOutput(*_toy_package().load())
+        return io.NodeOutput(*_toy_module("model").load())
+
+
+class StoryToyCLIPVision(io.ComfyNode):
+    """Stands in for Load CLIP Vision."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Output only."""
+        return io.Schema(
+            node_id="StoryToyCLIPVision",
+            display_name="Load Toy CLIP Vision (development)",
+            category="StoryDiffusion/development",
+            description="Loads the image encoder of the toy world, which the toy world's SMP reads panels with.",
+            inputs=[],
+            outputs=[io.ClipVision.Output()],
+            is_dev_only=True,
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        """Load the weights that lie beside the world."""
+        return io.NodeOutput(_toy_module("vision").load_vision())
 
 
 class ToyExtension(ComfyExtension):
     """What the host loads."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """The one node."""
-        return [StoryToyLoader]
+        """Both nodes."""
+        return [StoryToyLoader, StoryToyCLIPVision]
 
 
 async def comfy_entrypoint() -> ToyExtension:

@@ -1,0 +1,160 @@
+"""The Semantic Motion Predictor in the toy world, against what would be there without it: `bench transitions`.
+
+Held-out pairs of panels: ways from a pose at a position to a pose at a position that no training saw. Every row draws
+the frames between them from the same noise, through the pack's nodes. `--quick` draws fewer, and exits non-zero unless
+the predictor beats interpolation by twice the standard error of the difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..devtools.toy.animation import FRAMES, Shot, film
+from ..devtools.toy.clips import take
+from ..devtools.toy.palette import Array
+from ..devtools.toy.video_files import MOTION_WEIGHTS, SMP_WEIGHTS
+from ..smp.evaluation.clip_scores import Scores
+from ..smp.evaluation.report import mean_of
+from ._transition_drawing import Animator, Sampling, Way
+from ._transition_metrics import Encoder, score
+
+SMP = Way("SMP")
+LINEAR = Way("linear interpolation", predicted=False)
+ALONE = Way("motion module alone", blank=True)
+FREE = tuple(replace(way, name=f"{way.name}, ends free", anchor="off") for way in (SMP, LINEAR, ALONE))
+TRUE, FROZEN, FADED = "true clip", "frozen start", "cross-fade of the panels"
+RENDERED: dict[str, Callable[[Array], NDArray[np.floating[Any]]]] = {
+    TRUE: lambda true: true,
+    FROZEN: lambda true: np.repeat(true[:1], len(true), axis=0),
+    FADED: lambda true: true[:1] + (true[-1:] - true[:1]) * np.linspace(0, 1, len(true))[:, None, None, None],
+}
+COLUMNS = {
+    "pixel error": ".1f",
+    "embedding error": ".3f",
+    "arrival": ".1f",
+    "last frame": ".1f",
+    "place": ".2f",
+    "colours": ".2f",
+    "LPIPS-first": ".3f",
+    "LPIPS-frames": ".3f",
+    "LPIPS-last": ".3f",
+    "CLIPSIM-first": ".3f",
+    "CLIPSIM-frames": ".3f",
+    "CLIPSIM-last": ".3f",
+    "motion": ".3f",
+}
+WON = ("pixel error", "embedding error")
+"""What the predictor must be better at than interpolation."""
+Rows = dict[str, list[Scores]]
+
+
+def held_out_shots(count: int, seed: int) -> list[Shot]:
+    """Shots whose way from stance to stance is in no training clip."""
+    return [take("held out", number, seed).shot for number in range(count)]
+
+
+def draw_all(animator: Animator, shots: Sequence[Shot], ways: Sequence[Way]) -> tuple[Rows, dict[str, list[Array]]]:
+    """Scores and clips of every row."""
+    encoder = Encoder(animator.clip_vision)
+    rows: Rows = {}
+    clips: dict[str, list[Array]] = {}
+    for number, shot in enumerate(shots):
+        true = film(shot, FRAMES)
+        drawn = {name: make(true).astype(np.float32) for name, make in RENDERED.items()}
+        drawn |= {way.name: animator.draw(shot, way, seed=number) for way in ways}
+        for name, clip in drawn.items():
+            rows.setdefault(name, []).append(score(clip, true, shot, encoder))
+            clips.setdefault(name, []).append(clip)
+        print(f"{number + 1} of {len(shots)}", flush=True)
+    return rows, clips
+
+
+def as_markdown(rows: Rows) -> str:
+    """Means with standard errors."""
+    lines = ["| frames between the panels | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for name, scores in rows.items():
+        cells = []
+        for column, spec in COLUMNS.items():
+            figure = mean_of([entry[column] for entry in scores])
+            cells.append(f"{figure.mean:{spec}} ± {figure.error:{spec}}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def advantage(rows: Rows, column: str, over: str) -> tuple[float, float]:
+    """By how much the SMP is lower in `column` than the row `over`, clip by clip: mean and standard error."""
+    figure = mean_of([b[column] - a[column] for a, b in zip(rows[SMP.name], rows[over], strict=True)])
+    return figure.mean, figure.error
+
+
+def failures(rows: Rows) -> list[str]:
+    """What the predictor doesn't win, in sentences; empty when it wins."""
+    wrong = []
+    for column in WON:
+        gain, error = advantage(rows, column, LINEAR.name)
+        if not gain > 2 * error:  # NaN is no win
+            wrong.append(f"{column}: the SMP is better by {gain:.4f} ± {error:.4f} only")
+    moved = mean_of([entry["motion"] for entry in rows[SMP.name]]).mean
+    real = mean_of([entry["motion"] for entry in rows[TRUE]]).mean
+    if not moved >= real / 2:
+        wrong.append(f"motion: {moved:.3f}, less than half of the true clips' {real:.3f}")
+    return wrong
+
+
+def film_strips(clips: dict[str, list[Array]], names: Sequence[str], count: int = 6, enlarged: int = 3) -> Image.Image:
+    """A block of rows per shot: its clip by each of `names`, frame beside frame."""
+    blocks = []
+    for number in range(min(count, len(clips[names[0]]))):
+        rows = [np.concatenate(list(clips[name][number]), axis=1) for name in names]
+        blocks += [*rows, np.ones((3, rows[0].shape[1], 3), dtype=np.float32)]
+    sheet = np.concatenate(blocks[:-1]).clip(0, 1).repeat(enlarged, 0).repeat(enlarged, 1)
+    return Image.fromarray((sheet * 255).round().astype(np.uint8))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="8 pairs, held ends only; check that the SMP wins")
+    parser.add_argument("--pairs", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=Sampling.steps, help="sampling steps")
+    parser.add_argument("--cfg", type=float, default=Sampling.cfg)
+    parser.add_argument("--smp", type=Path, default=SMP_WEIGHTS, help="another SMP file of the toy world")
+    parser.add_argument("--motion", type=Path, default=MOTION_WEIGHTS, help="another motion module of the toy world")
+    parser.add_argument("--out", type=Path, default=Path("output/transitions"))
+    arguments = parser.parse_args()
+    if arguments.pairs < 2:
+        parser.error(f"--pairs is {arguments.pairs}; a standard error takes at least 2")
+    sampling = Sampling(steps=arguments.steps, cfg=arguments.cfg)
+    torch.set_num_threads(1)  # sums in one order whatever the number of cores
+    animator = Animator(sampling, arguments.smp, arguments.motion)
+    shots = held_out_shots(8 if arguments.quick else arguments.pairs, seed=5)
+    ways = (SMP, LINEAR, ALONE) if arguments.quick else (SMP, LINEAR, ALONE, *FREE)
+    rows, clips = draw_all(animator, shots, ways)
+
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    table = as_markdown(rows)
+    print(f"\n{len(shots)} held-out pairs, {asdict(sampling)}, torch {torch.__version__}\n\n{table}\n")
+    (arguments.out / "transitions.md").write_text(table + "\n")
+    (arguments.out / "transitions.json").write_text(json.dumps(rows, indent=1))
+    strips = arguments.out / "transitions.png"
+    film_strips(clips, [TRUE, SMP.name, LINEAR.name, ALONE.name]).save(strips)
+    print(f"True, SMP, linear, motion module alone, one below the other: {strips}")
+    for over in (LINEAR.name, ALONE.name):
+        gains = {column: advantage(rows, column, over) for column in (*WON, "arrival", "place")}
+        print(f"SMP over {over}: " + ", ".join(f"{c} {g:.3f} ± {e:.3f}" for c, (g, e) in gains.items()))
+    wrong = failures(rows)
+    print("\n".join(f"FAILED: {sentence}" for sentence in wrong) or "The predictor wins.")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
