@@ -10,6 +10,7 @@ import torch
 
 from .server import PACK_ROOT, ComfyServer, ServerError, check_port
 from .tiny_checkpoints import ALL, ensure_checkpoint
+from .toy.video_files import install_video_files
 
 
 def main() -> None:
@@ -21,6 +22,7 @@ def main() -> None:
         check_port(server.port)  # before the checkpoints, which take half a minute the first time
         for checkpoint in ALL:
             ensure_checkpoint(checkpoint, models / "checkpoints")
+        install_video_files(models)
         with server:
             print(f"\nComfyUI runs at {server.url} (Ctrl+C stops it).\n", flush=True)
             server.wait()

@@ -193,6 +193,7 @@ class ComfyServer:
         """Return the history entry of a prompt that somebody else has queued, when the server is done with it."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
+            self._check_alive()
             with urllib.request.urlopen(f"{self.url}/history/{prompt_id}") as response:
                 history = json.load(response)
             if prompt_id in history:
