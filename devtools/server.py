@@ -31,6 +31,7 @@ PACKS = {
 ADDRESS = "127.0.0.1"
 READY_TIMEOUT = 300.0
 STOP_TIMEOUT = 30.0
+LONGEST_RUN = 600.0
 LOG_LINES_SHOWN = 40
 
 Prompt = dict[str, dict[str, Any]]
@@ -189,9 +190,9 @@ class ComfyServer:
             self._check_alive()
             raise ServerError(f"The connection to ComfyUI broke: {error}.{self._log_tail()}") from error
 
-    def wait_for(self, prompt_id: str, timeout: float = 600) -> dict[str, Any]:
+    def wait_for(self, prompt_id: str) -> dict[str, Any]:
         """Return the history entry of a prompt that somebody else has queued, when the server is done with it."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + LONGEST_RUN
         while time.monotonic() < deadline:
             self._check_alive()
             with urllib.request.urlopen(f"{self.url}/history/{prompt_id}") as response:
@@ -200,7 +201,7 @@ class ComfyServer:
                 entry: dict[str, Any] = history[prompt_id]
                 return entry
             time.sleep(0.5)
-        raise ServerError(f"The prompt did not finish within {timeout:.0f} s.{self._log_tail()}")
+        raise ServerError(f"The prompt did not finish within {LONGEST_RUN:.0f} s.{self._log_tail()}")
 
     def image_paths(self, outputs: dict[str, Any], node_id: str) -> list[Path]:
         """Return the files that a SaveImage node reported in the outputs of `run`, in order."""

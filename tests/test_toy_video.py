@@ -49,13 +49,12 @@ def lively(module: MotionModule) -> MotionModule:
 
 def test_shipped_files_are_small_and_of_one_encoder() -> None:
     assert sum(path.stat().st_size for path in (MOTION_WEIGHTS, SMP_WEIGHTS, VISION_WEIGHTS)) < 12_000_000
-    for path in (MOTION_WEIGHTS, SMP_WEIGHTS, VISION_WEIGHTS):
-        beside = json.loads(path.with_suffix(".json").read_text())
-        assert beside["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-        assert (
-            beside.get("encoder", hashlib.sha256(VISION_WEIGHTS.read_bytes()).hexdigest())
-            == hashlib.sha256(VISION_WEIGHTS.read_bytes()).hexdigest()
-        )
+    digests = {
+        path: hashlib.sha256(path.read_bytes()).hexdigest() for path in (MOTION_WEIGHTS, SMP_WEIGHTS, VISION_WEIGHTS)
+    }
+    records = {path: json.loads(path.with_suffix(".json").read_text()) for path in digests}
+    assert {path: record["sha256"] for path, record in records.items()} == digests
+    assert records[MOTION_WEIGHTS]["encoder"] == records[SMP_WEIGHTS]["encoder"] == digests[VISION_WEIGHTS]
 
 
 def test_an_untrained_motion_module_adds_nothing() -> None:

@@ -40,7 +40,7 @@ from .clips import ToyClips
 from .denoiser import ToyDenoiser, new_motion_module, start_from_text, toy_sites
 from .text_encoder import WIDTH, load_clip
 from .video_files import MOTION_WEIGHTS
-from .vision import EMBED_WIDTH, WEIGHTS, load_vision
+from .vision import EMBED_WIDTH, load_vision
 
 PREDICTOR = {"hidden": 128, "layers": 4, "heads": 4, "head_dim": 32}
 IMAGE_TOKENS = 12
@@ -100,7 +100,7 @@ PHASES: dict[str, dict[str, Any]] = {
         "iterations": 1400,
         "global_batch": 4,
         "micro_batch": 2,
-        # The motion module must go on working without motion tokens: it is what they are compared with.
+        # The motion module must go on working with blank motion tokens: `bench transitions` compares with that.
         "drop_motion": 0.15,
         "drop_text": 0.3,
     },
@@ -201,11 +201,11 @@ def build_stage(phase: str, config: TrainConfig, blank: Clip, origins: Origins |
     return stage(motion, ToyDenoiser(added_kv, module), config, blank)
 
 
-def clips_of(phase: str, vision: Path) -> tuple[Any, Any]:
+def clips_of(phase: str) -> tuple[Any, Any]:
     """Training and held-out clips of a phase."""
     readers: dict[str, Any] = {
         "clip": None if phase == "semantic" else load_clip(),
-        "clip_vision": None if phase == "motion" else load_vision(vision),
+        "clip_vision": None if phase == "motion" else load_vision(),
     }
     frames = 1 if phase == "adapter" else FRAMES
     count = SEMANTIC_CLIPS if phase == "semantic" else CLIPS
@@ -224,7 +224,6 @@ def main() -> None:
     parser.add_argument("phase", choices=PHASES)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--runs", type=Path, nargs=3, metavar=("MOTION", "ADAPTER", "SEMANTIC"), help="for decoding")
-    parser.add_argument("--vision", type=Path, default=WEIGHTS, help="weights of the image encoder")
     parser.add_argument("--iterations", type=int, help="instead of the phase's own")
     arguments = parser.parse_args()
     if (arguments.phase == "decoding") != (arguments.runs is not None):
@@ -233,7 +232,7 @@ def main() -> None:
     torch.set_flush_denormal(True)
     changes = {"iterations": arguments.iterations} if arguments.iterations is not None else {}
     config = phase_config(arguments.phase, arguments.out, **changes)
-    clips, held_out = clips_of(arguments.phase, arguments.vision)
+    clips, held_out = clips_of(arguments.phase)
     origins = Origins(*arguments.runs) if arguments.runs else None
     train(config, build_stage(arguments.phase, config, clips.blank, origins), clips, held_out)
 
