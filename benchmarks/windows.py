@@ -15,7 +15,6 @@ import json
 import subprocess
 import sys
 import time
-import weakref
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,14 +23,12 @@ from typing import Any
 import comfy.sample
 import comfy.sd
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
 from ..devtools.environment import REPOSITORY
 from ..devtools.tiny_checkpoints import TINY_SD15, ensure_checkpoint
 from ..devtools.toy import model as toy_model
 from ..nodes.attention_nodes import StoryApplyConsistentSelfAttention
+from ._live_tensors import LiveTensors
 
 LATENT_SIZES = {"toy": 64, "sd15": 16}
 """Height and width of the latents, by UNet."""
@@ -94,35 +91,6 @@ def peak_bytes(call: Callable[[], object]) -> int:
     with LiveTensors() as tensors:
         call()
     return tensors.peak
-
-
-class LiveTensors(TorchDispatchMode):
-    """Counts the bytes of all tensors made under it, for as long as each is alive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self.seen = WeakIdKeyDictionary()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run the operation and count what it made."""
-        result = func(*args, **(kwargs or {}))
-        for made in tree_leaves(result):
-            if isinstance(made, torch.Tensor) and made.untyped_storage() not in self.seen:
-                self._count(made.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        size = storage.nbytes()
-        self.seen[storage] = size
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._forget, size)
-
-    def _forget(self, size: int) -> None:
-        self.live -= size
 
 
 def measure_apart(unet: str, panels: int, window: int, steps: int) -> Cost:

@@ -70,7 +70,7 @@ def measure(config: TrainConfig, iterations: int) -> None:
     if not config.start and not config.model:
         config = replace(config, model=PAPER_SHAPE.to_dict())
     run_config = replace(config, iterations=WARM_UP + iterations)
-    stage, clips = _random_run(run_config)
+    stage, clips = random_run(run_config)
     run = Run(run_config, stage)
     batches = run.batches(clips)
     for _ in range(WARM_UP):
@@ -117,7 +117,8 @@ def _report(config: TrainConfig, run: Run, clips: RandomClips, seconds: float) -
     }
 
 
-def _random_run(config: TrainConfig) -> tuple[Stage, RandomClips]:
+def random_run(config: TrainConfig) -> tuple[Stage, RandomClips]:
+    """The config's stage with random weights, and one iteration's clips of random numbers."""
     motion, added_kv = start_smp(config)
     tokens, width = motion.config.token_shape
     every = {"tokens": (tokens, width), "latents": LATENT}

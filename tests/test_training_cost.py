@@ -1,0 +1,60 @@
+"""What `bench training_cost` counts without content is what a pass with content takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from storydiffusion.benchmarks._live_tensors import LiveTensors
+from storydiffusion.benchmarks.training_cost import Cost, Training, count, hours, paper_configs
+from storydiffusion.smp.training.config import TrainConfig
+from storydiffusion.smp.training.measure import random_run
+from torch.utils.flop_counter import FlopCounterMode
+
+SEMANTIC, DECODING = paper_configs()
+
+
+def small(**changes: Any) -> TrainConfig:
+    predictor = {"layers": 2, "hidden": 64, "heads": 2, "head_dim": 32}
+    return replace(SEMANTIC, micro_batch=2, frames=4, predictor=predictor, **changes)
+
+
+def run_for_real(config: TrainConfig) -> Cost:
+    with LiveTensors() as tensors:
+        training = Training(config, *random_run(replace(config, global_batch=config.micro_batch)))
+        training.advance()
+        training.advance()
+        gigabytes = tensors.peak / 1e9
+        with FlopCounterMode(display=False) as operations:
+            training.advance()
+    return Cost(operations.get_total_flops() / 1e12, gigabytes)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_counted_is_what_a_real_pass_takes(precision: Any) -> None:
+    config = small(mixed_precision=precision)
+    counted, real = count(config), run_for_real(config)
+    assert counted.gigabytes == pytest.approx(real.gigabytes, rel=0.02)
+    # Fused attention isn't counted in the real pass; here it is little beside the layers.
+    assert real.tflop <= counted.tflop <= 1.1 * real.tflop
+
+
+def test_a_transformer_takes_six_operations_for_each_weight_and_token() -> None:
+    """The rule of thumb for training: two forward, four backward; attention itself comes on top."""
+    clips, frames, tokens, weights = 2, SEMANTIC.frames, 16, 94.0e6
+    counted = count(replace(SEMANTIC, micro_batch=clips)).tflop * 1e12
+    assert counted == pytest.approx(6 * weights * clips * frames * tokens, rel=0.1)
+
+
+def test_the_decoding_stage_is_counted_whole() -> None:
+    one, two = (count(replace(DECODING, micro_batch=clips)) for clips in (1, 2))
+    assert two.tflop == pytest.approx(2 * one.tflop, rel=0.01)
+    # Weights, gradients, average and two moments of 566.4M trained parameters, and the UNet's in half precision.
+    held = 20 * 566.4e6 + 2 * 0.86e9
+    assert held < one.gigabytes * 1e9 < two.gigabytes * 1e9
+
+
+def test_hours_are_operations_over_the_rate() -> None:
+    config = replace(SEMANTIC, iterations=3600, global_batch=16, micro_batch=4)
+    assert hours(config, Cost(tflop=2.0, gigabytes=1.0), devices=8, tflops=1.0) == pytest.approx(1.0)
