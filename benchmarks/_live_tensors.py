@@ -12,7 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 
 class LiveTensors(TorchDispatchMode):
-    """Counts the bytes of all tensors made under it, for as long as each is alive."""
+    """Counts the bytes of all tensors made under it, for as long as each is alive; not what was there before."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,18 +23,24 @@ class LiveTensors(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operation and count what it made."""
+        for storage in _storages((args, kwargs)):
+            self.seen.setdefault(storage, True)  # what comes in and wasn't made here was there before
         result = func(*args, **(kwargs or {}))
-        for made in tree_leaves(result):
-            if isinstance(made, torch.Tensor) and made.untyped_storage() not in self.seen:
-                self._count(made.untyped_storage())
+        for storage in _storages(result):
+            if storage not in self.seen:
+                self._count(storage)
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         size = storage.nbytes()
-        self.seen[storage] = size
+        self.seen[storage] = True
         self.live += size
         self.peak = max(self.peak, self.live)
         weakref.finalize(storage, self._forget, size)
 
     def _forget(self, size: int) -> None:
         self.live -= size
+
+
+def _storages(values: object) -> list[torch.UntypedStorage]:
+    return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, torch.Tensor)]

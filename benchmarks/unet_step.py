@@ -4,7 +4,10 @@ The UNet has SDXL's own configuration and random weights (time doesn't depend on
 interleaved: the stock UNet, the decoder with our patch, and the decoder with the official code's dense mask over all
 panels' tokens. Times are ratios to the stock UNet; peak memory is what the call adds to the weights, GPU only.
 
-    python dev.py bench unet_step [--panels 4 8] [--rate 0.5] [--size 1024] [--repeats 5]
+With `--counted` nothing is computed: the same calls run on tensors without content, and their operations (matrix
+products and convolutions) and the memory of their tensors are counted. That needs neither a GPU nor the memory.
+
+    python dev.py bench unet_step [--counted] [--panels 4 8] [--rate 0.5] [--size 1024] [--repeats 5]
 """
 
 from __future__ import annotations
@@ -12,17 +15,23 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.ldm.modules.attention
 import comfy.ops
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from ..devtools.toy.model import fused_attention
 from ..nodes.attach_sharing import choose_blocks
 from ..nodes.attention_patch import ConsistentSelfAttentionPatch, SharingSettings, self_attention_blocks
 from ..nodes.sampling_step import STEP_KEY, SamplingStep
 from ..nodes.token_sharing import draw_tokens
+from ._live_tensors import LiveTensors
 from .attention import dense_mask, seconds
 
 # comfy.supported_models.SDXL, and what its checkpoints say besides.
@@ -95,6 +104,7 @@ def contenders(
             options: dict[str, Any] = {
                 "cond_or_uncond": [1, 0],
                 "sigmas": torch.ones(panels, device=device),
+                "optimized_attention_override": fused_attention,  # the host's default on a CPU is another
                 STEP_KEY: SamplingStep(level=0, sigma=1.0),
             }
             if patch is not None:
@@ -122,13 +132,57 @@ def peak_mib(call: Callable[[], torch.Tensor], device: torch.device) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
+@dataclass(frozen=True)
+class Count:
+    """Of one model call."""
+
+    tflop: float
+    mebibytes: float
+
+
+def count(call: Callable[[], torch.Tensor]) -> Count:
+    """Operations, and the most that tensors take beyond what was there before."""
+    with LiveTensors() as tensors:
+        call()
+    # Only plain attention is counted. The fused kernels, whose memory is counted above, multiply the same numbers.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as operations:
+        call()
+    return Count(operations.get_total_flops() / 1e12, tensors.peak / 2**20)
+
+
+def counted(panels: int, rate: float, size: int) -> dict[str, Count]:
+    """Operations and memory of each contender in half precision."""
+    device, dtype = torch.device("cpu"), torch.float16
+    with FakeTensorMode(), torch.no_grad():
+        calls = contenders(build_unet(device, dtype), panels, rate, size, device, dtype)
+        return {name: count(call) for name, call in calls.items()}
+
+
+def print_counted(panels: list[int], rate: float, size: int) -> None:
+    """The table of `--counted`."""
+    print(f"Counted, {torch.float16}, torch {torch.__version__}, {size} px, rate {rate}, decoder blocks\n")
+    print("| panels | TFLOP stock | ours / stock | mask / stock | MiB stock | MiB ours | MiB mask |")
+    print("|---|---|---|---|---|---|---|")
+    for number in panels:
+        stock, ours, mask = counted(number, rate, size).values()
+        print(
+            f"| {number} | {stock.tflop:.1f} | {ours.tflop / stock.tflop:.2f}x | {mask.tflop / stock.tflop:.2f}x | "
+            f"{stock.mebibytes:.0f} | {ours.mebibytes:.0f} | {mask.mebibytes:.0f} |",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--counted", action="store_true", help="count operations and memory instead of measuring")
     parser.add_argument("--panels", type=int, nargs="+", default=[4])
     parser.add_argument("--rate", type=float, default=0.5)
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
+    if arguments.counted:
+        print_counted(arguments.panels, arguments.rate, arguments.size)
+        return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"

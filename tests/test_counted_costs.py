@@ -1,4 +1,4 @@
-"""What `bench training_cost` counts without content is what a pass with content takes."""
+"""What benchmarks count without running it is what running it takes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,39 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from storydiffusion.benchmarks._live_tensors import LiveTensors
 from storydiffusion.benchmarks.training_cost import Cost, Training, count, hours, paper_configs
+from storydiffusion.benchmarks.unet_step import counted
 from storydiffusion.smp.training.config import TrainConfig
 from storydiffusion.smp.training.measure import random_run
 from torch.utils.flop_counter import FlopCounterMode
 
 SEMANTIC, DECODING = paper_configs()
+KIB = torch.zeros(256)
+
+
+def test_live_tensors_are_counted_while_they_live_and_what_was_there_before_is_not() -> None:
+    with LiveTensors() as tensors:
+        view = KIB[:128] + 0  # half a KiB beside a view of what was there
+        assert tensors.live == 512
+        both = torch.cat([KIB, view])
+        assert tensors.live == 512 + 1536
+        del view, both
+        assert tensors.live == 0
+        KIB.add_(0)
+    assert tensors.peak == 2048
+
+
+@pytest.mark.parametrize("panels", [2, 3])
+def test_sharing_costs_what_its_further_keys_cost(panels: int) -> None:
+    """SDXL's decoder at 256 x 256 pixels: 6 layers of 640 channels at 16 x 16, 30 of 1280 at 8 x 8; with guidance."""
+    rate = 0.5
+    stock, ours, mask = counted(panels, rate, size=256).values()
+    # Queries x keys x channels, a product each for scores and values, a multiplication and an addition each.
+    own = 2 * panels * 4 * (6 * 256**2 * 640 + 30 * 64**2 * 1280) / 1e12
+    assert ours.tflop - stock.tflop == pytest.approx(own * rate * (panels - 1), rel=1e-3)
+    assert mask.tflop - stock.tflop == pytest.approx(own * (panels - 1), rel=1e-3)
 
 
 def small(**changes: Any) -> TrainConfig:
