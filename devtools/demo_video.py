@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .progress import announce, show_progress
+from .read_video import read_video
 from .server import ComfyServer, Prompt
 from .toy.animation import FRAMES
 from .workflows import TOY_SIZE, load_api_workflow, node_of, on_toy_video, with_inputs
@@ -80,19 +81,13 @@ def draw_videos(server: ComfyServer, folder: Path) -> list[Path]:
         outputs = server.run(workflow, on_progress=show_progress)
         (video,) = server.image_paths(outputs, node_of(workflow, "SaveVideo"))
         written.append(Path(shutil.copy(video, folder / name)))
-    without, with_ = (read_video(folder / name) for name in ("story_without.mp4", "story.mp4"))
+    without, with_ = (read_video(folder / name)[0] for name in ("story_without.mp4", "story.mp4"))
     both = np.concatenate([without, with_], axis=2)
     return [
         *written,
         write_video(both, folder / "story_without_and_with.mp4"),
         write_strip(without, with_, folder / "story_without_and_with.png"),
     ]
-
-
-def read_video(path: Path) -> Frames:
-    """All frames, (F, H, W, 3)."""
-    with av.open(str(path)) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
 def write_video(frames: Frames, path: Path) -> Path:

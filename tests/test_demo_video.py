@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from storydiffusion.devtools.demo_video import (
+    FPS,
     clip_prompt,
-    read_video,
     story_video_prompt,
     without_both,
     write_strip,
     write_video,
 )
+from storydiffusion.devtools.read_video import read_video
 from storydiffusion.devtools.toy.animation import FRAMES
 from storydiffusion.devtools.workflows import node_of
 
@@ -45,8 +46,9 @@ def test_videos_are_written_as_they_are_read(tmp_path: Path) -> None:
     frames = np.zeros((3, 64, 96, 3), np.uint8)
     frames[:, :, 48:] = (40, 120, 200)
     frames[1, :32] = 255
-    read = read_video(write_video(frames, tmp_path / "video.mp4"))
+    read, rate = read_video(write_video(frames, tmp_path / "video.mp4"))
     assert read.shape == frames.shape
+    assert rate == FPS
     assert np.abs(read.astype(int) - frames).mean() < 6
 
 

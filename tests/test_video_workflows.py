@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
 from storydiffusion.benchmarks._transition_drawing import what_stays
 from storydiffusion.benchmarks._transition_metrics import find_figure
 from storydiffusion.devtools.browser import FrontEnd, open_front_end
+from storydiffusion.devtools.read_video import read_video
 from storydiffusion.devtools.server import ComfyServer, Prompt, PromptError
 from storydiffusion.devtools.tiny_checkpoints import ensure_checkpoint
 from storydiffusion.devtools.tiny_motion import TINY_SD15_VIDEO, TINY_V2, ensure_motion_module
@@ -94,14 +94,7 @@ def small(name: str, changes: dict[str, dict[str, Any]]) -> Prompt:
     return prompt
 
 
-def read_video(path: Path) -> tuple[list[np.ndarray], float]:
-    """Return the pictures of a video file, and how many there are in a second."""
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)], float(stream.average_rate)
-
-
-def saved_video(server: ComfyServer, outputs: dict[str, Any], prompt: Prompt) -> tuple[list[np.ndarray], float]:
+def saved_video(server: ComfyServer, outputs: dict[str, Any], prompt: Prompt) -> tuple[np.ndarray, float]:
     (path,) = server.image_paths(outputs, node_of(prompt, "SaveVideo"))
     assert path.suffix == ".mp4"
     return read_video(path)
@@ -120,7 +113,7 @@ def test_two_pictures_become_a_transition(video_server: ComfyServer, small_model
     outputs = video_server.run(prompt, on_progress=lambda *step: progress.append(step))
     assert (DECODE, STEPS, STEPS) in progress
     pictures, rate = saved_video(video_server, outputs, prompt)
-    assert [picture.shape for picture in pictures] == [(SIZE, SIZE, 3)] * FRAMES
+    assert pictures.shape == (FRAMES, SIZE, SIZE, 3)
     assert rate == prompt[node_of(prompt, DECODE)]["inputs"]["fps"]
     with pytest.raises(AssertionError):  # the two panels, held, are not one picture
         np.testing.assert_allclose(pictures[0], pictures[-1], atol=20)
@@ -136,7 +129,7 @@ def test_a_story_becomes_one_video(
     outputs = video_server.run(prompt, on_progress=lambda *step: progress.append(step))
     assert [step for step in progress if step[0] == DECODE][-1] == (DECODE, 2 * STEPS, 2 * STEPS)
     pictures, _ = saved_video(video_server, outputs, prompt)
-    assert [picture.shape for picture in pictures] == [(SIZE, SIZE, 3)] * (2 * FRAMES - 1)
+    assert pictures.shape == (2 * FRAMES - 1, SIZE, SIZE, 3)
     assert len(video_server.image_paths(outputs, node_of(prompt, "SaveImage"))) == 3
 
 
@@ -156,7 +149,7 @@ def test_trained_smp_runs_in_the_shipped_workflow(models: Path, video_server: Co
     prompt = with_inputs(prompt, {"CLIPTextEncode": {"text": ""}})
     prompt[prompt[node_of(prompt, DECODE)]["inputs"]["positive"][0]]["inputs"]["text"] = what_stays(shot)
     pictures, _ = saved_video(video_server, video_server.run(prompt), prompt)
-    drawn = np.stack(pictures)[:, 4::8, 4::8] / 255
+    drawn = pictures[:, 4::8, 4::8] / 255
     assert drawn.shape == true.shape
     assert np.abs(drawn[[0, -1]] - true[[0, -1]]).mean() < 0.02  # held, but for the video's compression
     found = [find_figure(frame, shot, time) for frame, time in zip(drawn, times(TOY_FRAMES), strict=True)][1:-1]
@@ -223,7 +216,7 @@ def drop_on_small_models(front_end: FrontEnd, name: str, changes: dict[str, dict
     front_end.set_widgets(DECODE, {"seed": seed})
 
 
-def queued_video(server: ComfyServer, front_end: FrontEnd) -> list[np.ndarray]:
+def queued_video(server: ComfyServer, front_end: FrontEnd) -> np.ndarray:
     """Press the queue button; return the pictures of the video that was saved, when the server is done."""
     entry = server.wait_for(front_end.queue())
     assert entry["status"]["status_str"] == "success", entry["status"]
