@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..devtools.toy import model as toy_model
 from ..devtools.toy.animation import FRAMES, Shot, directions, film
@@ -19,11 +20,16 @@ from ..devtools.toy.video_files import MOTION_WEIGHTS, SMP_WEIGHTS
 from ..devtools.toy.vision import enlarge, load_vision
 from ..nodes.motion_module_file import load_motion_module
 from ..nodes.motion_nodes import MODEL_BETAS, StoryApplyMotionModule
-from ..nodes.smp_models import LoadedSMP, load_smp
+from ..nodes.smp_models import LoadedSMP, SMPEmbeds, load_smp
 from ..nodes.smp_nodes import StorySemanticMotionPredictor
 from ..nodes.video_nodes import StorySMPVideoDecode
 from ..smp.checkpoint import load_checkpoint
 from ..smp.model import SMPWeights
+
+Motion = Literal["predicted", "interpolated", "own", "blank"]
+"""What every frame puts into cross-attention: what the trained predictor says; what lies on the straight line between
+the panels; the true frame's own embedding, which nobody has who must predict it; or the blank tokens of unconditional
+rows, which leave the motion module alone. The same projections decode all of them."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +37,7 @@ class Way:
     """One row of the table: how the frames between two panels come about."""
 
     name: str
-    predicted: bool = True
-    """By the trained predictor; otherwise by linear interpolation, decoded by the same projections."""
-    blank: bool = False
-    """Every frame gets the blank tokens that unconditional rows get: the motion module alone, as it was trained."""
+    motion: Motion = "predicted"
     anchor: str = "hold"
 
 
@@ -63,11 +66,15 @@ class Animator:
 
     def draw(self, shot: Shot, way: Way, seed: int) -> Array:
         """The clip between the first and the last true picture of a shot, [FRAMES, 32, 32, 3]."""
-        panels = enlarge(film(shot, FRAMES)[[0, -1]])
-        smp = self.smp[way.predicted]
-        embeds = StorySemanticMotionPredictor.execute(self.clip_vision, smp, panels, FRAMES).args[0]
-        if way.blank:
+        clip = enlarge(film(shot, FRAMES))
+        panels = clip[[0, -1]]
+        smp = self.smp[way.motion == "predicted"]
+        embeds = self._embeds(smp, panels, FRAMES)
+        if way.motion == "blank":
             embeds = replace(embeds, tokens=embeds.uncond.expand_as(embeds.tokens))
+        if way.motion == "own":
+            steps = self._embeds(smp, clip, 2).tokens  # from each frame to the next
+            embeds = replace(embeds, tokens=torch.cat([steps[:, 0], steps[-1:, 1]])[None])
         positive, negative = (self._encode(text) for text in (what_stays(shot), ""))
         frames = StorySMPVideoDecode.execute(
             model=self.model,
@@ -89,6 +96,10 @@ class Animator:
         half = ENLARGED // 2
         drawn: Array = frames[:, half::ENLARGED, half::ENLARGED].float().cpu().numpy()
         return drawn
+
+    def _embeds(self, smp: LoadedSMP, panels: Tensor, frames: int) -> SMPEmbeds:
+        embeds: SMPEmbeds = StorySemanticMotionPredictor.execute(self.clip_vision, smp, panels, frames).args[0]
+        return embeds
 
     def _encode(self, text: str) -> Any:
         return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))

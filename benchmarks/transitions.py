@@ -29,8 +29,9 @@ from ._transition_drawing import Animator, Sampling, Way
 from ._transition_metrics import Encoder, score
 
 SMP = Way("SMP")
-LINEAR = Way("linear interpolation", predicted=False)
-ALONE = Way("motion module alone", blank=True)
+LINEAR = Way("linear interpolation", "interpolated")
+ALONE = Way("motion module alone", "blank")
+OWN = Way("frames' own embeddings", "own")
 FREE = tuple(replace(way, name=f"{way.name}, ends free", anchor="off") for way in (SMP, LINEAR, ALONE))
 TRUE, FROZEN, FADED = "true clip", "frozen start", "cross-fade of the panels"
 RENDERED: dict[str, Callable[[Array], NDArray[np.floating[Any]]]] = {
@@ -137,7 +138,7 @@ def main() -> int:
     torch.set_num_threads(1)  # sums in one order whatever the number of cores
     animator = Animator(sampling, arguments.smp, arguments.motion)
     shots = held_out_shots(8 if arguments.quick else arguments.pairs, seed=5)
-    ways = (SMP, LINEAR, ALONE) if arguments.quick else (SMP, LINEAR, ALONE, *FREE)
+    ways = (SMP, LINEAR, ALONE) if arguments.quick else (SMP, LINEAR, ALONE, OWN, *FREE)
     rows, clips = draw_all(animator, shots, ways)
 
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -148,7 +149,7 @@ def main() -> int:
     strips = arguments.out / "transitions.png"
     film_strips(clips, [TRUE, SMP.name, LINEAR.name, ALONE.name]).save(strips)
     print(f"True, SMP, linear, motion module alone, one below the other: {strips}")
-    for over in (LINEAR.name, ALONE.name):
+    for over in [name for name in (LINEAR.name, ALONE.name, OWN.name, FROZEN, FADED) if name in rows]:
         gains = {column: advantage(rows, column, over) for column in (*WON, "arrival", "place")}
         print(f"SMP over {over}: " + ", ".join(f"{c} {g:.3f} ± {e:.3f}" for c, (g, e) in gains.items()))
     wrong = failures(rows)

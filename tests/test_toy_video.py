@@ -20,7 +20,7 @@ from storydiffusion.devtools.toy.clips import ToyClips
 from storydiffusion.devtools.toy.denoiser import ToyDenoiser, new_motion_module, toy_sites
 from storydiffusion.devtools.toy.publish_video import publish
 from storydiffusion.devtools.toy.text_encoder import load_clip
-from storydiffusion.devtools.toy.train_video import PHASES, Origins, build_stage, phase_config
+from storydiffusion.devtools.toy.train_video import PHASES, Origins, SharedStage, build_stage, phase_config
 from storydiffusion.devtools.toy.video_files import MOTION_WEIGHTS, SMP_WEIGHTS
 from storydiffusion.devtools.toy.vision import WEIGHTS as VISION_WEIGHTS
 from storydiffusion.devtools.toy.vision import load_vision
@@ -33,6 +33,7 @@ from storydiffusion.smp.checkpoint import load_checkpoint
 from storydiffusion.smp.injection import AddedKV
 from storydiffusion.smp.training.config import TrainConfig
 from storydiffusion.smp.training.loop import train
+from storydiffusion.smp.training.start import start_smp
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,19 @@ def small(phase: str, out: Path) -> TrainConfig:
     return phase_config(phase, out, **sizes, checkpoint_every=2, log_every=1, preview_clips=1, preview_steps=2)
 
 
+def test_every_second_clip_is_decoded_from_its_frames_own_embeddings(clips: ToyClips, tmp_path: Path) -> None:
+    config = small("decoding", tmp_path)
+    motion, added_kv = start_smp(config)
+    stage = SharedStage(motion, ToyDenoiser(added_kv, None), config, clips.blank)
+    tokens = torch.stack([clips[number]["tokens"] for number in range(3)])
+    with torch.no_grad():
+        shared, own = stage.predict(tokens), motion.project(tokens)
+        predicted = motion.transition(tokens[:, 0], tokens[:, -1], FRAMES)
+    assert torch.equal(shared[1], own[1])
+    assert torch.equal(shared[::2], predicted[::2])
+    assert not torch.allclose(own, predicted)
+
+
 def test_all_phases_train_and_their_files_are_published(clips: ToyClips, tmp_path: Path) -> None:
     for phase in PHASES:
         config = small(phase, tmp_path / phase)
@@ -125,8 +139,12 @@ def test_all_phases_train_and_their_files_are_published(clips: ToyClips, tmp_pat
     assert not torch.equal(motion[0][key], motion[1][key])
 
     (tmp_path / "published").mkdir()
-    publish(tmp_path / "decoding", tmp_path / "published")
+    publish(tmp_path / "semantic", tmp_path / "decoding", tmp_path / "published")
     published: Any = load_checkpoint(tmp_path / "published" / SMP_WEIGHTS.name)
     assert published.config == after.config
-    assert published.motion["predictor.proj_out.weight"].dtype == torch.float16
+    semantic = load_checkpoint(tmp_path / "semantic" / "smp.safetensors")
+    for name, tensor in published.motion.items():
+        origin = semantic if name.startswith("predictor.") else after
+        assert torch.equal(tensor, origin.motion[name].half())
+    assert all(torch.equal(tensor, after.added_kv[name].half()) for name, tensor in published.added_kv.items())
     load_motion_module(str(tmp_path / "published" / MOTION_WEIGHTS.name))

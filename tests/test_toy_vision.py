@@ -39,7 +39,7 @@ def clip_vision() -> Any:
 def pictures() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pictures, their classes and their numbers."""
     rng = np.random.default_rng(11)
-    shots = [random_example(rng) for _ in range(900)]
+    shots = [random_example(rng) for _ in range(2100)]
     states = [moment(shot, float(rng.random())) for shot in shots]
     pairs = list(zip(shots, states, strict=True))
     images = np.stack([picture_of(*pair) for pair in pairs])
@@ -69,21 +69,21 @@ def test_host_and_transformers_agree_on_the_shipped_weights(clip_vision: Any, pi
 
 
 def test_a_linear_map_reads_figure_and_pose_off_the_embedding(clip_vision: Any, pictures: Any) -> None:
-    """Fitted on 600 pictures, tried on 300 others; guessing the mean would explain nothing."""
+    """Fitted on 1800 pictures, tried on 300 others; guessing the mean would explain nothing."""
     images, classes, numbers = pictures
     with torch.no_grad():
         embeds = clip_vision.encode_image(enlarge(images))["image_embeds"].double().numpy()
     inputs = np.concatenate([embeds, np.ones((len(embeds), 1))], axis=1)
     tops = np.eye(CLASSES["top"])[classes[:, list(CLASSES).index("top")]]
     wanted = np.concatenate([numbers, tops], axis=1)
-    fitted = np.linalg.lstsq(inputs[:600], wanted[:600], rcond=None)[0]
-    read = inputs[600:] @ fitted
-    errors, spread = (read - wanted[600:]) ** 2, (wanted[600:] - wanted[:600].mean(0)) ** 2
+    fitted = np.linalg.lstsq(inputs[:1800], wanted[:1800], rcond=None)[0]
+    read = inputs[1800:] @ fitted
+    errors, spread = (read - wanted[1800:]) ** 2, (wanted[1800:] - wanted[:1800].mean(0)) ** 2
     explained = 1 - errors.sum(0) / spread.sum(0)
     count = numbers.shape[1]
     assert explained[:count].min() > 0.5  # hands that hang before a dress of their colour are the hardest
     assert explained[count - 2] > 0.95  # where the figure stands
-    right = read[:, count:].argmax(1) == tops[600:].argmax(1)
+    right = read[:, count:].argmax(1) == tops[1800:].argmax(1)
     assert right.mean() > 0.9
 
 

@@ -131,9 +131,9 @@ def nearest_position(x: float) -> str:
     return min(POSITIONS, key=lambda name: abs(POSITIONS[name] - x))
 
 
-def stances_of(shot: Shot) -> tuple[str, str, str, str]:
+def stances_of(shot: Shot) -> list[tuple[str, str]]:
     """Which way between named stances a shot is: pose and position at its start and at its end."""
-    return shot.start.pose, nearest_position(shot.start.x), shot.end.pose, nearest_position(shot.end.x)
+    return [(stance.pose, nearest_position(stance.x)) for stance in (shot.start, shot.end)]
 
 
 def _ease(time: float) -> float:

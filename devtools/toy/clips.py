@@ -27,7 +27,7 @@ from .world import random_look
 
 Split = Literal["training", "held out"]
 HELD_OUT_SHARE = 8
-"""One way between named stances in so many is never trained on. The way back is a way of its own."""
+"""One way between named stances in so many is never trained on, in neither direction."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class Take:
 
 
 def is_held_out(shot: Shot) -> bool:
-    """Whether this way, from a pose at a position to a pose at a position, is kept from training."""
-    digest = hashlib.sha256("|".join(stances_of(shot)).encode()).digest()
+    """Whether this way between a pose at a position and a pose at a position is kept from training."""
+    ends = sorted(" ".join(stance) for stance in stances_of(shot))
+    digest = hashlib.sha256("|".join(ends).encode()).digest()
     return digest[0] % HELD_OUT_SHARE == 0
 
 

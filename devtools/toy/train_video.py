@@ -42,7 +42,7 @@ from .text_encoder import WIDTH, load_clip
 from .video_files import MOTION_WEIGHTS
 from .vision import EMBED_WIDTH, load_vision
 
-PREDICTOR = {"hidden": 128, "layers": 4, "heads": 4, "head_dim": 32}
+PREDICTOR = {"hidden": 192, "layers": 4, "heads": 6, "head_dim": 32}
 IMAGE_TOKENS = 12
 CLIPS = 1_000_000
 """Clips are drawn when they are asked for; so many never come round again."""
@@ -66,7 +66,7 @@ PHASES: dict[str, dict[str, Any]] = {
         "stage": "decoding",
         "learning_rate": 1e-3,
         "warmup": 100,
-        "iterations": 700,
+        "iterations": 1200,
         "global_batch": 4,
         "micro_batch": 4,
     },
@@ -74,9 +74,9 @@ PHASES: dict[str, dict[str, Any]] = {
         "stage": "decoding",
         "learning_rate": 1e-3,
         "warmup": 100,
-        "iterations": 1800,
+        "iterations": 5000,
         "global_batch": 16,
-        "micro_batch": 16,
+        "micro_batch": 8,
         # Many of the pictures without their prompt: what the prompt says, the embedding must be able to say as well.
         "drop_text": 0.4,
     },
@@ -97,7 +97,7 @@ PHASES: dict[str, dict[str, Any]] = {
         "stage": "decoding",
         "learning_rate": 7e-4,
         "warmup": 100,
-        "iterations": 1400,
+        "iterations": 2600,
         "global_batch": 4,
         "micro_batch": 2,
         # The motion module must go on working with blank motion tokens: `bench transitions` compares with that.
@@ -143,6 +143,19 @@ class AdapterStage(DecodingStage):
     def predict(self, tokens: Tensor) -> Tensor:
         """(B, F, N, C) -> (B, F, N', C')."""
         return self.motion.project(tokens)
+
+
+class SharedStage(DecodingStage):
+    """The paper's stage (b), but every second clip is decoded from its frames' own embeddings.
+
+    Without these, predictor and projections agree on a language of their own: the decoder then draws the encoder's
+    embeddings worse than the predicted ones, and what is interpolated between them can't be compared.
+    """
+
+    def predict(self, tokens: Tensor) -> Tensor:
+        """(B, F, N, C) -> (B, F, N', C')."""
+        own = torch.arange(tokens.shape[0], device=tokens.device)[:, None, None, None] % 2 == 1
+        return torch.where(own, self.motion.project(tokens), super().predict(tokens))
 
 
 def phase_config(phase: str, out: Path, **changes: Any) -> TrainConfig:
@@ -197,7 +210,7 @@ def build_stage(phase: str, config: TrainConfig, blank: Clip, origins: Origins |
         start_from_text(added_kv, denoiser.unet)
         return AdapterStage(motion, denoiser, config, blank)
     module = origins.motion_module() if origins else new_motion_module(config.seed)
-    stage = VideoStage if phase == "motion" else DecodingStage
+    stage = VideoStage if phase == "motion" else SharedStage
     return stage(motion, ToyDenoiser(added_kv, module), config, blank)
 
 

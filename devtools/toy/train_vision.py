@@ -2,7 +2,9 @@
 
 python devtools/launch.py storydiffusion.devtools.toy.train_vision --out FOLDER
 
-Everything must be readable from the embedding by a linear map; the maps are thrown away.
+Everything must be readable from the embedding by a linear map; the maps are thrown away. Joints and places must be so
+twice, as numbers and as one of many steps: with numbers alone the embedding has one direction for each, and the image
+projection, itself linear, can't make of it what differs between places.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ CLASSES = {
     "accent": len(CLOTHES_RGB),
     "background": 2 * len(SCENES),
 }
+STEPS = torch.linspace(-1.75, 1.75, 15)
+"""Limits between the steps of a number; for a place, 1.5 pixels apart."""
 UNKNOWN = -100
 """cross_entropy's mark for what a picture doesn't show: a woman's trousers."""
 NOISE = 0.08
@@ -67,13 +71,15 @@ class Reader(nn.Module):
         numbers = len(numbers_of(moment(random_example(np.random.default_rng(0)), 0)))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
-            self.read = nn.Linear(EMBED_WIDTH, sum(CLASSES.values()) + numbers)
+            self.classes = nn.Linear(EMBED_WIDTH, sum(CLASSES.values()))
+            self.numbers = nn.Linear(EMBED_WIDTH, numbers)
+            self.steps = nn.Linear(EMBED_WIDTH, numbers * (len(STEPS) + 1))
 
-    def forward(self, pixels: Tensor) -> tuple[list[Tensor], Tensor]:
-        """(B, 3, 32, 32) to logits of each class and to the numbers."""
-        read = self.read(self.tower(pixel_values=pixels).image_embeds)
-        *logits, numbers = read.split([*CLASSES.values(), read.shape[1] - sum(CLASSES.values())], dim=1)
-        return logits, numbers
+    def forward(self, pixels: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+        """(B, 3, 32, 32) to logits of each class, to the numbers (B, n), and to logits of their steps (B, steps, n)."""
+        embeds = self.tower(pixel_values=pixels).image_embeds
+        classes = self.classes(embeds).split([*CLASSES.values()], dim=1)
+        return classes, self.numbers(embeds), self.steps(embeds).unflatten(1, (len(STEPS) + 1, -1))
 
 
 def random_example(rng: np.random.Generator) -> Shot:
@@ -92,21 +98,23 @@ def batch(rng: np.random.Generator, size: int, noise: float) -> tuple[Tensor, Te
 
 
 def loss_of(reader: Reader, pixels: Tensor, labels: Tensor, numbers: Tensor) -> Tensor:
-    """Mean over classes plus the numbers' mean squared error, which matters most for motion."""
-    logits, read = reader(pixels)
+    """Mean over classes, plus the numbers' steps and their mean squared error, which matters most for motion."""
+    logits, read, steps = reader(pixels)
     classes = [F.cross_entropy(row, labels[:, index], ignore_index=UNKNOWN) for index, row in enumerate(logits)]
-    return torch.stack(classes).mean() + 4 * F.mse_loss(read, numbers)
+    stepwise = F.cross_entropy(steps, torch.bucketize(numbers, STEPS))
+    return torch.stack(classes).mean() + stepwise + 4 * F.mse_loss(read, numbers)
 
 
 @torch.no_grad()
 def measure(reader: Reader, seed: int, count: int = 1024) -> dict[str, float]:
-    """Share of classes read right, and the root mean squared error of the numbers, on fresh pictures."""
+    """Share of classes and steps read right, and the numbers' root mean squared error, on fresh pictures."""
     pixels, labels, numbers = batch(np.random.default_rng([seed, 1]), count, 0)
-    logits, read = reader.eval()(pixels)
+    logits, read, steps = reader.eval()(pixels)
     reader.train()
     known = labels != UNKNOWN
     right = torch.stack([row.argmax(1) for row in logits], dim=1) == labels
     shares = {name: float(right[known[:, i], i].float().mean()) for i, name in enumerate(CLASSES)}
+    shares["steps"] = float((steps.argmax(1) == torch.bucketize(numbers, STEPS)).float().mean())
     return shares | {"numbers": float((read - numbers).square().mean().sqrt())}
 
 

@@ -19,7 +19,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from .pixel_vae import ENLARGED
 
 WEIGHTS = Path(__file__).parent / "toy_vision.safetensors"
-EMBED_WIDTH = 128
+EMBED_WIDTH = 256
 # One patch is 4 x 4 of the world's pixels.
 CONFIG: dict[str, Any] = {
     "model_type": "clip_vision_model",
