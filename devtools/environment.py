@@ -125,9 +125,7 @@ def pins(layout: Layout) -> tuple[str, str]:
     """
     host = (layout.comfyui / "requirements.txt").read_text(encoding="utf-8")
     tools = (layout.repository / "devtools" / "requirements.txt").read_text(encoding="utf-8")
-    project = (layout.repository / "pyproject.toml").read_text(encoding="utf-8")
-    listed = re.search(r"^dependencies = \[\n(.*?)^\]", project, re.MULTILINE | re.DOTALL)
-    own = "\n".join(re.findall(r'^ *"([^"]+)"', listed[1] if listed else "", re.MULTILINE))
+    own = (layout.repository / "requirements.txt").read_text(encoding="utf-8")
     pinned = {_normalized(name) for name in re.findall(r"^([\w.-]+)==", host, re.MULTILINE)}
     lines = (layout.repository / "devtools" / "constraints.txt").read_text(encoding="utf-8").splitlines()
     constraints = [line for line in lines if _normalized(line.split("==")[0]) not in pinned]

@@ -19,6 +19,7 @@ from .server import PACK_ROOT, ComfyServer, Prompt
 from .workflows import WORKFLOWS, api_workflow_names, load_api_workflow
 
 LAYOUTS = Path(__file__).with_name("layouts.json")
+MODEL_LINKS = Path(__file__).with_name("model_links.json")
 LINE_LENGTH = 100
 
 # Columns from left to right, nodes stacked in each; a group is drawn around the columns that name it.
@@ -81,7 +82,16 @@ def make_ui_workflow(front_end: FrontEnd, name: str) -> dict[str, Any]:
     front_end.page.wait_for_timeout(1000)  # widgets settle
     text = front_end.page.evaluate(ARRANGE, layout)
     workflow: dict[str, Any] = json.loads(text)
+    link_models(workflow, json.loads(MODEL_LINKS.read_text(encoding="utf-8")))
     return workflow
+
+
+def link_models(workflow: dict[str, Any], links: dict[str, dict[str, str]]) -> None:
+    """Tell each loader where its file comes from: the front end offers to download what is missing."""
+    for node in workflow["nodes"]:
+        files = [value for value in node.get("widgets_values") or [] if value in links]
+        if files:
+            node["properties"]["models"] = [{"name": name, **links[name]} for name in files]
 
 
 def with_new_inputs(twin: Prompt, sent: Prompt) -> Prompt:

@@ -69,7 +69,7 @@ class StoryAddReferencePanels(io.ComfyNode):
                 io.Int.Output(
                     display_name="reference_count",
                     tooltip="Number of pictures in front. To keep the panels only, connect it to batch_index of "
-                    "Image From Batch after decoding.",
+                    "Get Image from Batch after decoding.",
                 ),
             ],
         )

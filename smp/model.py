@@ -54,15 +54,17 @@ class SemanticMotion(nn.Module):
             )
         return features[:, None] if self.resampler is None else self.resampler(features)
 
+    def path(self, start: Tensor, end: Tensor, frames: int) -> Tensor:
+        """From frame to frame in token space: (B, N, C) twice -> (B, frames, N, C)."""
+        if self.predictor is not None:
+            return self.predictor(start, end, frames)
+        if self.config.interpolation == "spherical":
+            return interpolate_spherical(start, end, frames)
+        return interpolate_linear(start, end, frames)
+
     def transition(self, start: Tensor, end: Tensor, frames: int) -> Tensor:
         """Token space (B, N, C) twice -> cross-attention tokens (B, frames, N', C')."""
-        if self.predictor is not None:
-            tokens = self.predictor(start, end, frames)
-        elif self.config.interpolation == "spherical":
-            tokens = interpolate_spherical(start, end, frames)
-        else:
-            tokens = interpolate_linear(start, end, frames)
-        return self.project(tokens)
+        return self.project(self.path(start, end, frames))
 
     def project(self, tokens: Tensor) -> Tensor:
         """Token space (..., N, C) -> cross-attention tokens (..., N', C')."""

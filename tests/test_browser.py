@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,34 @@ def front_end(server: ComfyServer, chromium: str) -> Iterator[FrontEnd]:
 
 def test_every_workflow_has_both_formats() -> None:
     assert sorted(path.stem for path in WORKFLOWS.glob("*.json")) == api_workflow_names()
+
+
+@pytest.mark.parametrize("name", api_workflow_names())
+def test_every_model_file_has_a_link(name: str) -> None:
+    workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+    values = {node["id"]: node.get("widgets_values") or [] for node in workflow["nodes"]}
+    linked = {node["id"]: node["properties"].get("models", []) for node in workflow["nodes"]}
+    for node, files in values.items():
+        named = [file for file in files if str(file).endswith((".safetensors", ".ckpt"))]
+        assert [model["name"] for model in linked[node]] == named
+        assert all(model["url"].startswith("https://huggingface.co/") for model in linked[node])
+    assert any(linked.values())
+
+
+def test_missing_models_can_be_downloaded(front_end: FrontEnd) -> None:
+    front_end.drop_file(WORKFLOWS / "panel_transition_smp_sd15.json", "StorySMPVideoDecode")
+    front_end.page.get_by_text("View details").first.click()
+    missing = front_end.page.get_by_text("Missing Models").locator("xpath=ancestor::*[contains(., 'Download all')][1]")
+    missing.wait_for()
+    text = missing.inner_text()
+    folders = {
+        "v1-5-pruned-emaonly-fp16.safetensors": "checkpoints",
+        "mm_sd_v15_v2.ckpt": "animatediff_models",
+        "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors": "clip_vision",
+        "ip-adapter-plus_sd15.safetensors": "ipadapter",
+    }
+    for file, folder in folders.items():
+        assert f"{file}\n{folder}\nDownload\n" in text
 
 
 @pytest.mark.parametrize("name", api_workflow_names())

@@ -12,9 +12,12 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from storydiffusion.devtools import environment
 from storydiffusion.devtools.environment import Layout, PreparationError
 from storydiffusion.devtools.links import link_folder
+from storydiffusion.smp.training.config import tomllib
 
 REPOSITORY = environment.REPOSITORY
 
@@ -176,13 +179,26 @@ def test_the_hosts_own_pins_win_over_ours(layout: Layout) -> None:
     layout.comfyui.mkdir(parents=True)
     (layout.comfyui / "requirements.txt").write_text("comfyui-frontend-package==9.9.9\ntorch\n")
     (layout.repository / "devtools").mkdir()
-    for name in ("devtools/requirements.txt", "devtools/constraints.txt", "pyproject.toml"):
+    for name in ("devtools/requirements.txt", "devtools/constraints.txt", "requirements.txt"):
         shutil.copy(REPOSITORY / name, layout.repository / name)
     requirements, constraints = environment.pins(layout)
     assert "comfyui-frontend-package" not in constraints
     assert "comfyui-frontend-package==9.9.9" in requirements
     assert "torch==2.11.0" in constraints
     assert "sentencex" in requirements  # a dependency of the pack itself
+
+
+def test_requirements_are_the_dependencies_that_the_host_lacks() -> None:
+    host = (Path(os.environ["COMFYUI_PATH"]) / "requirements.txt").read_text(encoding="utf-8")
+    own = (REPOSITORY / "requirements.txt").read_text(encoding="utf-8")
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    brought = {canonicalize_name(Requirement(line).name) for line in requirement_lines(host)}
+    lacking = [line for line in project["dependencies"] if canonicalize_name(Requirement(line).name) not in brought]
+    assert requirement_lines(own) == lacking
+
+
+def requirement_lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
 def test_link_is_made_and_led_elsewhere(tmp_path: Path) -> None:

@@ -169,6 +169,25 @@ def test_the_loss_is_the_denoising_error_with_dropped_conditioning_blank(tmp_pat
         torch.testing.assert_close(stage(batch), (error + batch["noise"] - velocity).square().mean(dim=(1, 2, 3, 4)))
 
 
+def test_token_weight_adds_equation_7_and_keeps_the_predictor_in_the_encoders_space(tmp_path: Path) -> None:
+    errors = {}
+    for weight in (0.0, 5.0):
+        config = decoding_config(tmp_path / str(weight), token_weight=weight, iterations=30, learning_rate=3e-3)
+        stage = make_stage(config)
+        with torch.no_grad():  # projections that read the predictor from the first step on
+            for parameter in stage.denoiser.added_kv.parameters():
+                parameter.normal_(std=0.3)
+        train(config, stage, clips())
+        batch = stack([clips(3)[number] | stage.draw(clips(3)[number], generator_at(0, number)) for number in range(3)])
+        with torch.no_grad():
+            parts, path = stage.errors(batch), stage.path(batch["tokens"])
+        torch.testing.assert_close(parts["tokens"], (path - batch["tokens"]).square().mean(dim=(1, 2, 3)))
+        torch.testing.assert_close(parts["loss"], parts["denoising"] + weight * parts["tokens"])
+        torch.testing.assert_close(stage(batch), parts["loss"])
+        errors[weight] = parts["tokens"].mean().item()
+    assert errors[5.0] < 0.8 * errors[0.0]
+
+
 def test_checkpointed_gradients_are_the_same(tmp_path: Path) -> None:
     config = decoding_config(tmp_path / "run")
     batch = {

@@ -117,11 +117,10 @@ def test_every_second_clip_is_decoded_from_its_frames_own_embeddings(clips: ToyC
     stage = SharedStage(motion, ToyDenoiser(added_kv, None), config, clips.blank)
     tokens = torch.stack([clips[number]["tokens"] for number in range(3)])
     with torch.no_grad():
-        shared, own = stage.predict(tokens), motion.project(tokens)
-        predicted = motion.transition(tokens[:, 0], tokens[:, -1], FRAMES)
-    assert torch.equal(shared[1], own[1])
+        shared, predicted = stage.path(tokens), motion.path(tokens[:, 0], tokens[:, -1], FRAMES)
+    assert torch.equal(shared[1], tokens[1])
     assert torch.equal(shared[::2], predicted[::2])
-    assert not torch.allclose(own, predicted)
+    assert not torch.allclose(tokens, predicted)
 
 
 def test_all_phases_train_and_their_files_are_published(clips: ToyClips, tmp_path: Path) -> None:

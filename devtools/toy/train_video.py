@@ -118,13 +118,13 @@ class VideoStage(DecodingStage):
         require_predictor(self.motion).requires_grad_(False)
         self.denoiser.added_kv.requires_grad_(False)
 
-    def forward(self, batch: Clip) -> Tensor:
-        """Denoising loss of each clip, (B,)."""
+    def errors(self, batch: Clip) -> dict[str, Tensor]:
+        """Denoising error of each clip, (B,)."""
 
         def predict(noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
             return self.denoiser.predict(noisy, timesteps, text, None)
 
-        return self.denoise(batch, predict)
+        return {"loss": self.denoise(batch, predict)}
 
     def export(self, folder: Path) -> None:
         """Write the motion module."""
@@ -140,9 +140,9 @@ class AdapterStage(DecodingStage):
         assert self.motion.projection is not None
         self.motion.projection.requires_grad_(True)
 
-    def predict(self, tokens: Tensor) -> Tensor:
-        """(B, F, N, C) -> (B, F, N', C')."""
-        return self.motion.project(tokens)
+    def path(self, tokens: Tensor) -> Tensor:
+        """The true one: (B, F, N, C), unchanged."""
+        return tokens
 
 
 class SharedStage(DecodingStage):
@@ -152,10 +152,10 @@ class SharedStage(DecodingStage):
     embeddings worse than the predicted ones, and what is interpolated between them can't be compared.
     """
 
-    def predict(self, tokens: Tensor) -> Tensor:
-        """(B, F, N, C) -> (B, F, N', C')."""
+    def path(self, tokens: Tensor) -> Tensor:
+        """(B, F, N, C) -> (B, F, N, C)."""
         own = torch.arange(tokens.shape[0], device=tokens.device)[:, None, None, None] % 2 == 1
-        return torch.where(own, self.motion.project(tokens), super().predict(tokens))
+        return torch.where(own, tokens, super().path(tokens))
 
 
 def phase_config(phase: str, out: Path, **changes: Any) -> TrainConfig:

@@ -54,12 +54,15 @@ class TrainConfig:
     # How P enters cross-attention in the decoding stage. Equation 6 joins its keys to the text's.
     guidance: Guidance = "concat"
 
-    # Decoding stage: folder of SD1.5 in diffusers' layout (unet/, vae/, scheduler/).
+    # Folder of SD1.5 in diffusers' layout: unet/ and vae/ for the decoding stage; text_encoder/ and tokenizer/, with
+    # vae/, for `smp.prepare`, which without it stores no latents and no text.
     sd15: str = ""
     # Decoding stage: AnimateDiff V2 motion module file (the paper's base).
     motion_module: str = ""
     # The authors trained predictor, projections and motion module together (their answer in issue #70).
     train_motion_module: bool = True
+    # Decoding stage: weight of the tokens' own error (equation 7) beside the denoising loss. The paper names none.
+    token_weight: float = 0.0
     # Recomputes the UNet's activations in the backward pass: about a third more time for far less memory.
     gradient_checkpointing: bool = True
 
@@ -133,7 +136,16 @@ class TrainConfig:
         for name in (*positive, "keep_checkpoints", "log_every", "validate_every", "preview_steps"):
             self._require_least(name, 1)
         self._require_least("frames", 2)
-        for name in ("warmup", "weight_decay", "workers", "seed", "validation_clips", "preview_clips", "preview_cfg"):
+        for name in (
+            "token_weight",
+            "warmup",
+            "weight_decay",
+            "workers",
+            "seed",
+            "validation_clips",
+            "preview_clips",
+            "preview_cfg",
+        ):
             self._require_least(name, 0)
         for name in ("learning_rate", "clip_norm", "cache_gb"):
             if getattr(self, name) <= 0:

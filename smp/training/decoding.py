@@ -44,6 +44,9 @@ class DecodingDraw:
 class DecodingStage(Stage):
     """Mean squared error of the denoiser's prediction, its motion tokens predicted from the clip's two ends.
 
+    With `token_weight`, plus so many times the predicted tokens' own error (equation 7): to the denoising loss any
+    embedding is good that draws the right frame.
+
     Args:
         motion: an SMP with a predictor.
         denoiser: what decodes its tokens.
@@ -67,16 +70,22 @@ class DecodingStage(Stage):
         self.register_buffer("blank_text", blank["text"], persistent=False)
 
     def forward(self, batch: Clip) -> Tensor:
-        """Denoising loss of each clip, (B,)."""
-        added = torch.where(batch["drop_motion"][:, None, None, None], self.blank(), self.predict(batch["tokens"]))
+        """Loss of each clip, (B,)."""
+        return self.errors(batch)["loss"]
+
+    def errors(self, batch: Clip) -> dict[str, Tensor]:
+        """Loss of each clip and what it is made of, (B,) each."""
+        path = self.path(batch["tokens"])
+        added = torch.where(batch["drop_motion"][:, None, None, None], self.blank(), self.motion.project(path))
 
         def predict(noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
             return self.denoiser.predict(noisy, timesteps, text, added)
 
-        return self.denoise(batch, predict)
+        denoising, tokens = self.denoise(batch, predict), per_clip_mse(path, batch["tokens"])
+        return {"loss": denoising + self.config.token_weight * tokens, "denoising": denoising, "tokens": tokens}
 
     def denoise(self, batch: Clip, predict: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-        """Denoising loss of each clip, (B,); `predict` sees noisy frames, timesteps and text, as `Denoiser.predict`."""
+        """Denoising error of each clip, (B,); `predict` sees noisy frames, timesteps, text, as `Denoiser.predict`."""
         text = torch.where(batch["drop_text"][:, None, None], self.blank_text, batch["text"])
         noise, latents, timesteps = batch["noise"], batch["latents"], batch["timesteps"]
         scheduler = self.denoiser.scheduler
@@ -85,23 +94,23 @@ class DecodingStage(Stage):
         target = scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
         return per_clip_mse(predict(noisy, timesteps, text), target)
 
-    def predict(self, tokens: Tensor) -> Tensor:
-        """P as cross-attention reads it, from a clip's two ends: (B, F, N, C) -> (B, F, N', C')."""
-        return self.motion.transition(tokens[:, 0], tokens[:, -1], tokens.shape[1])
+    def path(self, tokens: Tensor) -> Tensor:
+        """P in token space, from a clip's two ends: (B, F, N, C) -> (B, F, N, C)."""
+        return self.motion.path(tokens[:, 0], tokens[:, -1], tokens.shape[1])
 
     def blank(self) -> Tensor:
         """The unconditional rows' P: (N', C')."""
         return self.motion.project(self.blank_tokens)
 
     def validate(self, batch: Clip) -> dict[str, Tensor]:
-        """The same loss; a clip's draws are the same at every validation."""
-        return {"loss": self(batch)}
+        """The same errors; a clip's draws are the same at every validation."""
+        return self.errors(batch)
 
     def preview(self, clip: Clip) -> Preview:
         """The true clip, and the one drawn from its two ends, in noise that is always the same."""
         latents = clip["latents"][None]
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(self.config.seed))
-        given = Conditioning(self.predict(clip["tokens"][None]), clip["text"][None])
+        given = Conditioning(self.motion.project(self.path(clip["tokens"][None])), clip["text"][None])
         drawn = sample_clips(
             self.denoiser,
             given,

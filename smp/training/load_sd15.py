@@ -32,7 +32,9 @@ def load_decoding_stage(config: TrainConfig, motion: SemanticMotion, added_kv: A
         if not getattr(config, name):
             raise ValueError(f"The decoding stage needs `{name}` in the config; it is empty.")
     if "text" not in blank:
-        raise ValueError("The clips have no text: prepare them with `--sd15`, so that they have latents and text too.")
+        raise ValueError(
+            "The clips have no text. Set `sd15` in the config and prepare them again: latents and text come with it."
+        )
     unet = load_unet(Path(config.sd15), Path(config.motion_module))
     vae = load_vae(Path(config.sd15)) if config.preview_clips else None
     denoiser = make_denoiser(unet, added_kv, config, vae)
