@@ -20,7 +20,7 @@ from storydiffusion.smp.training.atomic import atomic_write
 from storydiffusion.smp.training.average import Average
 from storydiffusion.smp.training.build import build
 from storydiffusion.smp.training.clips import ClipsInMemory, DrawnClips
-from storydiffusion.smp.training.config import TrainConfig, load_config
+from storydiffusion.smp.training.config import TrainConfig, load_config, require_same_run
 from storydiffusion.smp.training.decoding import DecodingDraw
 from storydiffusion.smp.training.loop import train
 from storydiffusion.smp.training.order import ClipOrder, ProcessBatches, Share
@@ -317,9 +317,44 @@ def test_a_run_goes_on_only_with_its_own_settings(tmp_path: Path, quiet: None) -
         changed = replace(config, **change)
         with pytest.raises(ValueError, match=f"started with other settings .*{message}"):
             train(changed, semantic(changed), clips)
+    more = ClipsInMemory(curved_clips(9), {})
+    with pytest.raises(ValueError, match=r"other clips: 8 in 1 shards, and `data` .* now holds 9 in 1"):
+        train(replace(config, iterations=8), semantic(config), more)
     longer = replace(config, iterations=8, micro_batch=2, checkpoint_every=1)
     train(longer, semantic(longer), clips)
     assert list(events(longer, "loss")) == list(range(1, 9))
+
+
+def test_a_field_that_came_later_had_its_default(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "run")
+    before = {name: value for name, value in config.to_dict().items() if name not in ("token_weight", "ema")}
+    require_same_run(before, replace(config, ema=TrainConfig().ema))
+    with pytest.raises(ValueError, match=r"token_weight: 0.0 -> 1.0"):
+        require_same_run(before, replace(config, ema=TrainConfig().ema, token_weight=1.0))
+
+
+def test_a_run_killed_while_it_writes_its_files_writes_them_again(
+    tmp_path: Path, quiet: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = ClipsInMemory(curved_clips(8), {})
+    config = tiny_config(tmp_path / "run", checkpoint_every=3)
+    stage = semantic(config)
+    exports = []
+
+    def export(folder: Path) -> None:
+        exports.append(folder)
+        if len(exports) == 2:  # the one after the last iteration
+            raise KeyboardInterrupt
+        SemanticStage.export(stage, folder)
+
+    monkeypatch.setattr(stage, "export", export)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, stage, clips)
+    train(config, semantic(config), clips)
+    unbroken = replace(config, out=str(tmp_path / "unbroken"))
+    train(unbroken, semantic(unbroken), clips)
+    files = [load_checkpoint(tmp_path / name / "smp.safetensors").motion for name in ("run", "unbroken")]
+    assert all(torch.equal(value, files[1][name]) for name, value in files[0].items())
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, quiet: None) -> None:

@@ -194,13 +194,20 @@ def test_checkpointed_gradients_are_the_same(tmp_path: Path) -> None:
         **stack([clips()[0]]),
         **{name: value[None] for name, value in make_stage(config).draw(clips()[0], generator_at(0, 1)).items()},
     }
-    gradients = []
+    gradients, calls = [], []
     for saving in (False, True):
         stage = make_stage(config)
         if saving:
-            stage.denoiser.unet.enable_gradient_checkpointing()
+            stage.denoiser.enable_gradient_checkpointing()
+        norms = [module for module in stage.modules() if isinstance(module, PerFrameGroupNorm)]
+        counted: list[int] = []
+        for number, norm in enumerate(norms):
+            norm.register_forward_hook(lambda *_, number=number, counted=counted: counted.append(number))
         stage(batch).mean().backward()
         gradients.append({name: parameter.grad for name, parameter in stage.trained().items()})
+        calls.append([counted.count(number) for number in range(len(norms))])
+    assert {*calls[0]} == {1}
+    assert {*calls[1]} == {2}  # each motion module is computed again once, the middle one too
     assert any(gradient.abs().max() > 0 for gradient in gradients[0].values())
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient)
@@ -303,7 +310,7 @@ def test_decoupled_guidance_is_trained_as_the_host_runs_it(base: Any, tmp_path: 
 
 
 def test_a_stage_without_its_files_says_which(tmp_path: Path) -> None:
-    from storydiffusion.smp.training.load_sd15 import load_decoding_stage, load_unet
+    from storydiffusion.smp.training.load_sd15 import load_decoding_stage, load_unet, require_few_frames
 
     config = tiny_config(tmp_path, stage="decoding")
     motion, added_kv = start_smp(config)
@@ -314,3 +321,6 @@ def test_a_stage_without_its_files_says_which(tmp_path: Path) -> None:
         load_decoding_stage(config, motion, added_kv, {})
     with pytest.raises(ValueError, match=r"There is no unet/config.json in"):
         load_unet(tmp_path, tmp_path / "mm.ckpt")
+    require_few_frames(32, models()[1])
+    with pytest.raises(ValueError, match="frames is 33; it must be at most 32"):
+        require_few_frames(33, models()[1])

@@ -93,6 +93,7 @@ class TrainConfig:
     drop_motion: float = 0.05
     drop_text: float = 0.05
     drop_both: float = 0.05
+    # All chance follows from it and a clip's position in the run: order, noise, what is dropped.
     seed: int = 0
 
     # Shards are dealt to this many streams, each of which feeds its own part of every batch: with one stream per node
@@ -206,13 +207,24 @@ def require_same_run(before: dict[str, Any], now: TrainConfig) -> None:
     """ValueError, naming the fields, when a run is to go on with settings that its losses depend on changed."""
     after = now.to_dict()
     free = FREE_TO_CHANGE | ({"iterations"} if now.schedule == "constant" else set())
+    before = {**TrainConfig().to_dict(), **before}  # a field that came later had its default's effect
     changed = [
-        f"{name}: {before.get(name)!r} -> {value!r}"
+        f"{name}: {before[name]!r} -> {value!r}"
         for name, value in after.items()
-        if name not in free and before.get(name) != value
+        if name not in free and before[name] != value
     ]
     if changed:
         raise ValueError(
             f"The run in {now.out} was started with other settings ({'; '.join(changed)}). Set them back to go on "
             "with it, or give `out` another folder to start a new run."
+        )
+
+
+def require_same_data(before: dict[str, Any], now: dict[str, Any], config: TrainConfig) -> None:
+    """ValueError when a run is to go on with other clips than it began with; see `clips.identity`."""
+    if before != now:
+        raise ValueError(
+            f"The run in {config.out} was started on other clips: {before['clips']} in {before['shards']} shards, and "
+            f"`data` ({config.data!r}) now holds {now['clips']} in {now['shards']}, or another encoder's. Set `data` "
+            "to the same shards, or give `out` another folder to start a new run."
         )

@@ -36,9 +36,17 @@ def load_decoding_stage(config: TrainConfig, motion: SemanticMotion, added_kv: A
             "The clips have no text. Set `sd15` in the config and prepare them again: latents and text come with it."
         )
     unet = load_unet(Path(config.sd15), Path(config.motion_module))
+    require_few_frames(config.frames, unet)
     vae = load_vae(Path(config.sd15)) if config.preview_clips else None
     denoiser = make_denoiser(unet, added_kv, config, vae)
     return DecodingStage(motion, denoiser, config, blank)
+
+
+def require_few_frames(frames: int, unet: UNetMotionModel) -> None:
+    """ValueError when a clip is longer than the UNet's motion modules have positions for."""
+    most = unet.config.motion_max_seq_length
+    if frames > most:
+        raise ValueError(f"frames is {frames}; it must be at most {most}, as far as the motion module counts frames.")
 
 
 def make_denoiser(
@@ -56,7 +64,7 @@ def make_denoiser(
     )
     _cast_frozen(unet, PRECISIONS[config.mixed_precision])
     if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
+        denoiser.enable_gradient_checkpointing()
     return denoiser
 
 

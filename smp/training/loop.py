@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,8 +16,8 @@ from tqdm.auto import tqdm
 
 from .average import Average, copy_values, load_values
 from .checkpoints import load_latest, save_state
-from .clips import Clip, ClipDataset, DrawnClips, stack
-from .config import TrainConfig, require_same_run
+from .clips import Clip, ClipDataset, DrawnClips, identity, stack
+from .config import TrainConfig, require_same_data, require_same_run
 from .order import ClipOrder, ProcessBatches, Share
 from .schedule import get_ema_decay, get_lr
 from .stage import Stage
@@ -43,7 +44,7 @@ def train(config: TrainConfig, stage: Stage, clips: ClipDataset, validation: Cli
     """
     run = Run(config, stage)
     try:
-        run.resume()
+        run.resume(clips)
         run.train(clips, validation)
     finally:
         run.accelerator.end_training()  # closes the log, and the process group
@@ -63,6 +64,7 @@ class Run:
         self.accelerator.gradient_accumulation_steps = passes
         stage.to(self.accelerator.device)
         self.trained = stage.trained()
+        self.data: dict[str, Any] = {}
         optimizer = torch.optim.AdamW(self.trained.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
         self.model, self.optimizer = self.accelerator.prepare(stage, optimizer)
         self.average = Average(self.trained)
@@ -138,28 +140,35 @@ class Run:
         return iter(loader)
 
     def save(self) -> None:
-        """Write a checkpoint, and the trained files with the averaged weights."""
+        """Write the trained files with the averaged weights, then a checkpoint.
+
+        In this order: a run that is killed in between does these iterations again and writes the files anew. The other
+        way round the last checkpoint could be there without them, and nothing would be left to do.
+        """
         if self.accelerator.is_main_process:
+            for leftover in self.out.glob(".*.safetensors.*"):  # of an export that was killed
+                leftover.unlink()
+            with self.average.in_place_of(self.stage):
+                self.stage.export(self.out)
             scaler = self.accelerator.scaler
             state = {
                 "config": self.config.to_dict(),
+                "data": self.data,
                 "trained": copy_values(self.trained),
                 "average": self.average.values,
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": scaler.state_dict() if scaler is not None else {},
             }
             save_state(self.out, self.step, state, self.config.keep_checkpoints)
-            for leftover in self.out.glob(".*.safetensors.*"):  # of an export that was killed
-                leftover.unlink()
-            with self.average.in_place_of(self.stage):
-                self.stage.export(self.out)
         self.accelerator.wait_for_everyone()
 
-    def resume(self) -> None:
+    def resume(self, clips: ClipDataset) -> None:
         """Go on from the newest checkpoint; ValueError if it is of another run or not the same in all processes."""
         state = load_latest(self.out)
+        self.data = identity(clips)
         if state is not None:
             require_same_run(state["config"], self.config)
+            require_same_data(state["data"], self.data, self.config)
             load_values(self.trained, state["trained"])
             for name, value in state["average"].items():
                 self.average.values[name].copy_(value)
@@ -179,5 +188,9 @@ class Run:
     def _mean_loss(self, loss: torch.Tensor) -> float:
         mean = float(self.accelerator.reduce(loss.to(self.accelerator.device), reduction="mean"))
         if not math.isfinite(mean):
-            raise ValueError(f"The loss of iteration {self.step} is {mean}; lower learning_rate, or set clip_norm.")
+            raise ValueError(
+                f"The loss of iteration {self.step} is {mean}. Start a new run in another `out` with a learning_rate "
+                f"below {self.config.learning_rate}; with `start` set to this run's last smp.safetensors it goes on "
+                "from there."
+            )
         return mean
