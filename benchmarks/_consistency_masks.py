@@ -23,7 +23,7 @@ from ..devtools.toy.world import POSE_NAMES, POSITION_NAMES, POSITIONS
 from ..nodes.attach_sharing import decoder_blocks, watch_subjects
 from ..nodes.attention_patch import self_attention_blocks
 from ..nodes.conditioning_nodes import StoryEncodePrompts
-from ..nodes.sampling_step import note_step
+from ..nodes.sampling_step import StepNote
 from ..nodes.story_text import Story
 from ..nodes.subject_maps import MAPS_KEY, SubjectMaps
 from ..nodes.subject_masks import BACKGROUND, label_tokens, spread_peaks
@@ -85,7 +85,7 @@ def _watch(painter: Painter, story: Story, seed: int) -> tuple[dict[str, list[to
         return executor(x, sigma, options, *rest)
 
     wrappers = comfy.patcher_extension.WrappersMP
-    model.add_wrapper_with_key(wrappers.APPLY_MODEL, "step", note_step)
+    model.add_wrapper_with_key(wrappers.APPLY_MODEL, "step", StepNote())
     model.add_wrapper_with_key(wrappers.PREDICT_NOISE, "labels", note)
     noise = comfy.sample.prepare_noise(torch.zeros(len(story.panels), 4, 32, 32), seed)
     images = painter.sample(model, noise, positive, negative, seed)

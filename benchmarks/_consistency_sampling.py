@@ -24,7 +24,7 @@ from ..nodes.attention_nodes import StoryApplyConsistentSelfAttention
 from ..nodes.attention_patch import AttentionBlock, SharingSettings, self_attention_blocks
 from ..nodes.conditioning_nodes import StoryEncodePrompts
 from ..nodes.reference_nodes import DEFAULT_WEIGHT, StoryAddReferencePanels
-from ..nodes.sampling_step import STEP_KEY, note_step
+from ..nodes.sampling_step import STEP_KEY, StepNote
 from ..nodes.story_text import Panel, Story
 from ..nodes.token_sharing import all_other_panels, draw_tokens
 from ..nodes.window_handler import evaluate_in_windows
@@ -201,13 +201,13 @@ class Painter:
             model = model.clone()
             for block in decoder_blocks(all_blocks):
                 model.set_model_attn1_replace(ShuffledValues(setting.rate, seed), *block.key)
-            model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, WRAPPER_KEY, note_step)
+            model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, WRAPPER_KEY, StepNote())
             return model
         if setting.blocks in OTHER_BLOCKS or not setting.masks:
             chosen = OTHER_BLOCKS.get(setting.blocks, lambda block: block.key[0] == "output")
             sources = story_sources(story) if setting.routed else None
             model = model.clone()
-            settings = SharingSettings(setting.rate, seed, float("inf"), 0.0, sources=sources)
+            settings = SharingSettings(setting.rate, seed, sources=sources)
             share_tokens(model, settings, [block for block in all_blocks if chosen(block)])
             return model
         patched = StoryApplyConsistentSelfAttention.execute(

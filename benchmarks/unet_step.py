@@ -97,7 +97,7 @@ def contenders(
     x, context, y = tensor(rows, 4, size // 8, size // 8), tensor(rows, 77, 2048), tensor(rows, 2816)
     timesteps = torch.full((rows,), 500.0, device=device)
     keys = [block.key for block in choose_blocks(self_attention_blocks(unet), "decoder")]
-    settings = SharingSettings(sampling_rate=rate, seed=0, sigma_start=99.0, sigma_end=0.0, sources=None)
+    settings = SharingSettings(sampling_rate=rate, seed=0, sources=None)
 
     def run(patch: Any) -> Callable[[], torch.Tensor]:
         def call() -> torch.Tensor:

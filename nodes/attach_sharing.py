@@ -10,7 +10,7 @@ import comfy.ldm.modules.diffusionmodules.openaimodel as openaimodel
 import comfy.patcher_extension
 
 from .attention_patch import AttentionBlock, ConsistentSelfAttentionPatch, SharingSettings, plain_attention
-from .sampling_step import note_step
+from .sampling_step import StepNote
 from .story_text import UNNAMED_CHARACTER, Story
 from .subject_maps import CrossAttentionReader, follow_subjects, guarded_panels, look_first
 from .token_sharing import panels_sharing_a_character
@@ -91,11 +91,17 @@ def replace_attention(
 
 
 def share_tokens(
-    model: Any, settings: SharingSettings, blocks: Sequence[AttentionBlock], *, guarded: bool = False
+    model: Any,
+    settings: SharingSettings,
+    blocks: Sequence[AttentionBlock],
+    *,
+    guarded: bool = False,
+    during: StepNote | None = None,
 ) -> None:
     """Attach Consistent Self-Attention to `blocks` of `model`, a clone, around what owns them already.
 
-    `guarded`: whether subject masks will be at work.
+    `guarded`: whether subject masks will be at work; `during`: the part of sampling in which panels share, None for all
+    of it.
     """
 
     def patch(block: AttentionBlock, owner: Any) -> ConsistentSelfAttentionPatch:
@@ -118,7 +124,7 @@ def share_tokens(
         return ConsistentSelfAttentionPatch(settings, settings.rate_at(block.downsampling), *([owner] if owner else []))
 
     replace_attention(model, "attn1", blocks, patch)
-    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, WRAPPER_KEY, note_step)
+    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, WRAPPER_KEY, during or StepNote())
 
 
 def panels_to_guard(story: Story | None, settings: SharingSettings) -> frozenset[int]:

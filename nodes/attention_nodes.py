@@ -9,7 +9,6 @@ from comfy_api.latest import io
 
 from .attach_sharing import (
     BLOCK_CHOICES,
-    WRAPPER_KEY,
     choose_blocks,
     decoder_blocks,
     panels_to_guard,
@@ -19,8 +18,10 @@ from .attach_sharing import (
     story_sources,
     watch_subjects,
 )
-from .attention_patch import SharingSettings, require_matching_rows, self_attention_blocks
+from .attention_patch import SharingSettings, self_attention_blocks
 from .panel_preview import PREVIEW_KEY, preview_all_panels
+from .sampling_step import StepNote
+from .sharing_checks import check_runs
 from .story_text import Story
 from .story_type import StoryType
 from .token_sharing import sampled_token_count
@@ -179,16 +180,15 @@ class StoryApplyConsistentSelfAttention(io.ComfyNode):
         for name, value, allowed in (("share", share, SHARE_CHOICES), ("token_choice", token_choice, TOKEN_CHOICES)):
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")
+        if window == 1 and story is None:
+            raise ValueError("window is 1, in which no panel sees another; it must be 0 (no windows), or 2 or more.")
         if not 0 <= strength <= 1:
             raise ValueError(f"strength is {strength}; it must lie between 0 and 1.")
         all_blocks = self_attention_blocks(require_unet(model))
         chosen = choose_blocks(all_blocks, blocks)
-        schedule = model.get_model_object("model_sampling")
         settings = SharingSettings(
             sampling_rate=sampling_rate,
             seed=seed,
-            sigma_start=schedule.percent_to_sigma(start_percent),
-            sigma_end=schedule.percent_to_sigma(end_percent),
             sources=story_sources(story) if story else None,
             strength=strength,
             weights=[panel.weight for panel in story.panels] if story else None,
@@ -198,12 +198,8 @@ class StoryApplyConsistentSelfAttention(io.ComfyNode):
         )
         guarded = panels_to_guard(story, settings)
         model = model.clone()
-        model.add_wrapper_with_key(
-            comfy.patcher_extension.WrappersMP.OUTER_SAMPLE,
-            WRAPPER_KEY,
-            require_matching_rows(len(story.panels) if story else None),
-        )
-        share_tokens(model, settings, chosen, guarded=bool(guarded))
+        check_runs(model, chosen, story)
+        share_tokens(model, settings, chosen, guarded=bool(guarded), during=StepNote(start_percent, end_percent))
         if story and guarded and settings.shares:
             watch_subjects(model, decoder_blocks(all_blocks), story, guarded)
         if window:

@@ -10,7 +10,6 @@ import comfy.ldm.modules.attention
 import comfy.ldm.modules.diffusionmodules.openaimodel as openaimodel
 import torch
 
-from .control_hints import require_matching_hints
 from .frame_indices import frame_indices, frames_per_call
 from .sampling_step import STEP_KEY, SamplingStep
 from .subject_maps import MAPS_KEY, SubjectMaps, TokenLabels
@@ -40,12 +39,10 @@ class AttentionBlock:
 
 @dataclass(frozen=True)
 class SharingSettings:
-    """What every patched block shares, and when (sigma_start >= sigma > sigma_end)."""
+    """What every patched block shares; when, a step says itself (`SamplingStep.active`)."""
 
     sampling_rate: float
     seed: int
-    sigma_start: float
-    sigma_end: float
     sources: Sequence[Sequence[int]] | None
     """For each panel the panels it reads from; None: every panel reads from all the others."""
     strength: float = 1.0
@@ -135,8 +132,7 @@ class ConsistentSelfAttentionPatch:
         """q, k, v: (chunks * panels, tokens, channels), projected; returns the same shape, before `to_out`."""
         step: SamplingStep = extra_options[STEP_KEY]
         settings = self.settings
-        active = settings.sigma_start >= step.sigma > settings.sigma_end
-        if not active or settings.strength == 0 or sampled_token_count(q.shape[1], self.sampling_rate) == 0:
+        if not step.active or settings.strength == 0 or sampled_token_count(q.shape[1], self.sampling_rate) == 0:
             return self.previous(q, k, v, extra_options)
 
         require_whole_panels(q, extra_options)
@@ -222,31 +218,3 @@ def require_whole_panels(q: torch.Tensor, extra_options: dict[str, Any]) -> None
             f"holds {rows} panels of {height * width} tokens, but its attention was handed {q.shape[0]} rows of "
             f"{q.shape[1]}. Another node on this model tiles or merges tokens (HyperTile, Token Merging); remove it."
         )
-
-
-def require_matching_rows(panels: int | None) -> Callable[..., Any]:
-    """OUTER_SAMPLE wrapper that refuses a latent batch or conditioning whose rows don't fit one another.
-
-    The host would silently drop surplus conditioning rows and repeat missing ones.
-    """
-
-    def check(executor: Any, noise: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        batch = noise.shape[0]
-        if panels is not None and batch != panels:
-            raise ValueError(
-                f"The story given to Apply Consistent Self-Attention has {panels} panels, but the latent batch has "
-                f"{batch}. Connect panel_count of Story Prompt Splitter to batch_size of the empty latent."
-            )
-        require_matching_hints(executor.class_obj.conds, batch)
-        for name, conditioning in executor.class_obj.conds.items():
-            for entry in conditioning:
-                rows = entry["cross_attn"].shape[0] if entry.get("cross_attn") is not None else 1
-                if rows not in (1, batch):
-                    raise ValueError(
-                        f"The {name} conditioning has {rows} rows (one per panel), but the latent batch has {batch} "
-                        f"panels. Make both from the same story: connect panel_count of Story Prompt Splitter to "
-                        f"batch_size of the empty latent."
-                    )
-        return executor(noise, *args, **kwargs)
-
-    return check

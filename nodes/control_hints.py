@@ -1,8 +1,8 @@
-"""ControlNet hints that follow their panels into windows.
+"""ControlNet hints that follow their panels, or frames, into context windows.
 
 The host's context windows slice latents and conditioning, but not the hints: `IndexListContextHandler`'s
 `prepare_control_objects` passes a control on as it is, and `broadcast_image_to` then takes the first hints of the batch
-for every window. Here each window gets the hints of its own panels.
+for every window. Here each window gets the hints of its own rows.
 """
 
 from __future__ import annotations
@@ -14,27 +14,34 @@ from typing import Any
 import comfy.controlnet
 import torch
 
+from .frame_indices import frame_indices
+
+MOST_COPIES = 4
+"""How many times the rows of the batch the copies for windows may have together."""
+
 
 def _chain(control: comfy.controlnet.ControlBase | None) -> Iterator[comfy.controlnet.ControlBase]:
     """`control` and the ControlNets applied before it."""
     while control is not None:
+        control = control.control if isinstance(control, WindowedHints) else control
         yield control
         control = control.previous_controlnet
 
 
-def require_matching_hints(conds: Mapping[str, Sequence[Mapping[str, Any]]], panels: int) -> None:
-    """Refuse a batch of hints that has neither one picture nor one per panel.
+def require_matching_hints(conds: Mapping[str, Sequence[Mapping[str, Any]]], batch: int, row: str) -> None:
+    """Refuse a batch of hints that has neither one picture nor one per row of the latent batch, a `row` (panel, frame).
 
     The host would silently drop surplus hints and begin again with the first where some are missing.
     """
     for name, entries in conds.items():
         for control in (link for entry in entries for link in _chain(entry.get("control"))):
             hints = control.cond_hint_original.shape[0]
-            if hints not in (1, panels):
+            if hints not in (1, batch):
+                references = " and with one for each reference in front" if row == "panel" else ""
                 raise ValueError(
                     f"A ControlNet of the {name} conditioning has {hints} hint images, but the latent batch has "
-                    f"{panels} panels. Give it one image per panel, in the panels' order and with one for each "
-                    f"reference in front, or a single image for all."
+                    f"{batch} {row}s. Give it one image per {row}, in the {row}s' order{references}, or a single image "
+                    f"for all."
                 )
 
 
@@ -45,10 +52,11 @@ class WindowedHints(comfy.controlnet.ControlBase):
     as it was.
     """
 
-    def __init__(self, control: comfy.controlnet.ControlBase) -> None:
+    def __init__(self, control: comfy.controlnet.ControlBase, batch: int) -> None:
+        """`batch`: rows of the latent batch."""
         super().__init__()
-        self.control = control
-        self.by_panels: dict[tuple[int, ...], comfy.controlnet.ControlBase] = {}
+        self.control, self.batch = control, batch
+        self.copies: dict[tuple[int, ...], comfy.controlnet.ControlBase] = {}
 
     def get_control(
         self,
@@ -58,15 +66,17 @@ class WindowedHints(comfy.controlnet.ControlBase):
         batched_number: int,
         transformer_options: dict[str, Any],
     ) -> Any:
-        """The control's residuals for the rows x_noisy: (chunks * panels of the window, C, H, W)."""
-        window = transformer_options.get("context_window")
-        control = self.control if window is None else self._of_panels(tuple(window.index_list))
-        return control.get_control(x_noisy, t, cond, batched_number, transformer_options)
+        """The control's residuals for the rows x_noisy: (chunks * rows of the window, C, H, W)."""
+        rows = tuple(frame_indices(x_noisy.shape[0] // batched_number, transformer_options))
+        return self._with_hints_of(rows).get_control(x_noisy, t, cond, batched_number, transformer_options)
 
-    def _of_panels(self, panels: tuple[int, ...]) -> comfy.controlnet.ControlBase:
-        if panels not in self.by_panels:
-            self.by_panels[panels] = with_hints_of(self.control, panels)
-        return self.by_panels[panels]
+    def _with_hints_of(self, rows: tuple[int, ...]) -> comfy.controlnet.ControlBase:
+        if rows not in self.copies:
+            # Windows that are the same at every step find their hints again; those that move must not fill the memory.
+            while self.copies and len(rows) + sum(map(len, self.copies)) > MOST_COPIES * self.batch:
+                del self.copies[next(iter(self.copies))]
+            self.copies[rows] = with_hints_of(self.control, rows)
+        return self.copies[rows]
 
     def pre_run(self, model: Any, percent_to_timestep_function: Any) -> None:
         """Called by the host before sampling."""
@@ -74,7 +84,7 @@ class WindowedHints(comfy.controlnet.ControlBase):
 
     def cleanup(self) -> None:
         """Called by the host after sampling."""
-        self.by_panels.clear()
+        self.copies.clear()
         self.control.cleanup()
 
     def get_models(self) -> list[Any]:
@@ -88,32 +98,32 @@ class WindowedHints(comfy.controlnet.ControlBase):
     def deepclone_multigpu(self, load_device: torch.device, autoregister: bool = False) -> Any:
         """Not tried on several GPUs, so not offered."""
         raise ValueError(
-            "ControlNet hints in panel windows work on one GPU only. Set window of Apply Consistent Self-Attention to "
-            "0, or take the multi-GPU node off this model."
+            "ControlNet hints in context windows work on one GPU only. Set window of Apply Consistent Self-Attention "
+            "to 0, take Context Windows off this model, or the multi-GPU node."
         )
 
 
-def with_hints_of(control: comfy.controlnet.ControlBase, panels: Sequence[int]) -> comfy.controlnet.ControlBase:
-    """A copy of `control`, and of those applied before it, with the hints of `panels`; a single hint is for all."""
+def with_hints_of(control: comfy.controlnet.ControlBase, rows: Sequence[int]) -> comfy.controlnet.ControlBase:
+    """A copy of `control`, and of those applied before it, with the hints of `rows`; a single hint is for all."""
 
-    def rows(hints: torch.Tensor) -> torch.Tensor:
-        return hints if hints.shape[0] == 1 else hints[list(panels)]
+    def chosen(hints: torch.Tensor) -> torch.Tensor:
+        return hints if hints.shape[0] == 1 else hints[list(rows)]
 
     part = copy.copy(control)
     part.cond_hint = None
-    part.cond_hint_original = rows(control.cond_hint_original)
-    part.extra_concat_orig = [rows(hints) for hints in control.extra_concat_orig]
+    part.cond_hint_original = chosen(control.cond_hint_original)
+    part.extra_concat_orig = [chosen(hints) for hints in control.extra_concat_orig]
     if control.previous_controlnet is not None:
-        part.previous_controlnet = with_hints_of(control.previous_controlnet, panels)
+        part.previous_controlnet = with_hints_of(control.previous_controlnet, rows)
     return part
 
 
-def hints_by_window(executor: Any, noise: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    """OUTER_SAMPLE wrapper: the run's conditioning, the host's own copy, gets `WindowedHints` for its controls."""
-    conds = executor.class_obj.conds
-    stand_ins: dict[comfy.controlnet.ControlBase, WindowedHints] = {}
+def hints_by_window(conds: Mapping[str, Sequence[dict[str, Any]]], batch: int) -> None:
+    """Put `WindowedHints` in the place of the controls of a run's conditioning, which is the host's own copy."""
+    stand_ins: dict[comfy.controlnet.ControlBase, comfy.controlnet.ControlBase] = {}
     for entry in (entry for entries in conds.values() for entry in entries if entry.get("control") is not None):
         control = entry["control"]
+        if isinstance(control, WindowedHints):  # another of our nodes on this model was here
+            continue
         # One for both halves of guidance: the host evaluates only those together that share their control.
-        entry["control"] = stand_ins.setdefault(control, WindowedHints(control))
-    return executor(noise, *args, **kwargs)
+        entry["control"] = stand_ins.setdefault(control, WindowedHints(control, batch))

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+BATCH_KEY = "storydiffusion_batch"
+"""Entry of transformer_options during a run: how many rows its latent batch has."""
+
 
 def frames_per_call(rows: int, transformer_options: Mapping[str, Any]) -> int:
     """Return how many frames each prompt's chunk of a call has; `rows` counts the call's whole batch.
@@ -35,6 +38,13 @@ def frame_indices(frames: int, transformer_options: Mapping[str, Any]) -> list[i
     elif ade is not None:
         indices = list(ade)
     else:
+        batch = transformer_options.get(BATCH_KEY, frames)
+        if frames != batch:
+            raise ValueError(
+                f"A model call holds {frames} pictures, but the latent batch has {batch}. Another node on this model "
+                "cuts the batch, or puts tiles into it (as Tiled Diffusion does), so it isn't known which is which; "
+                "remove it."
+            )
         return list(range(frames))
     if len(indices) != frames:
         raise ValueError(f"The context window names {len(indices)} frames, but the call holds {frames}.")

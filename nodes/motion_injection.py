@@ -22,9 +22,11 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import (
     VideoResBlock,
 )
 from comfy.model_sampling import ModelSamplingDiscrete
+from comfy.supported_models import SD20
 
 from .frame_indices import frame_indices, frames_per_call
 from .motion_module import MotionModule, MotionModuleConfig
+from .run_checks import FRAME, check_rows
 
 MOTION_KEY = "storydiffusion_motion_module"
 """Key of our wrapper, of our additional model, and of the `RunningMotion` of a model call in transformer_options."""
@@ -120,6 +122,8 @@ def require_image_unet(model: Any) -> Any:
             f"Motion modules need an SD1.5 UNet, but this model is a {type(model.model).__name__} "
             f"({type(unet).__name__}). Load an SD1.5 checkpoint."
         )
+    if isinstance(model.model.model_config, SD20):
+        raise ValueError("Motion modules are for SD1.5, but this model is an SD2. Load an SD1.5 checkpoint.")
     if any(isinstance(layer, VideoResBlock | SpatialVideoTransformer) for layer in unet.modules()):
         raise ValueError("This model's UNet is a video model already. Load an SD1.5 checkpoint.")
     patches = model.model_options["transformer_options"].get("patches", {})
@@ -137,9 +141,9 @@ def attach_motion(model: Any, motion_module: Any, scale: float) -> None:
     module: MotionModule = motion_module.model
     sites = require_fit(module.config, module.name, motion_sites(require_image_unet(model)))
     model.set_additional_models(MOTION_KEY, [motion_module])
-    model.add_wrapper_with_key(
-        comfy.patcher_extension.WrappersMP.APPLY_MODEL, MOTION_KEY, _announce_motion(sites, scale)
-    )
+    wrappers = comfy.patcher_extension.WrappersMP
+    model.add_wrapper_with_key(wrappers.OUTER_SAMPLE, MOTION_KEY, check_rows(FRAME, "Apply Motion Module"))
+    model.add_wrapper_with_key(wrappers.APPLY_MODEL, MOTION_KEY, _announce_motion(sites, scale))
     for patch in layer_patches():
         model.set_model_forward_timestep_embed_patch(patch)
 

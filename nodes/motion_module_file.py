@@ -14,6 +14,7 @@ import comfy.ops
 import comfy.utils
 import torch
 
+from .model_files import read_weights
 from .motion_module import NORM_GROUPS, NUM_HEADS, MotionModule, MotionModuleConfig
 
 Weights = dict[str, torch.Tensor]
@@ -57,7 +58,7 @@ def load_motion_module(path: str, disable_dynamic: bool = False) -> Any:
     what the host's `cached_patcher_init` asks for: it loads the file again for another GPU.
     """
     name = Path(path).name
-    weights = motion_weights(_read(path), name)
+    weights = motion_weights(read_weights(path, "a motion module"), name)
     dtype = comfy.model_management.unet_dtype(
         model_params=comfy.utils.calculate_parameters(weights), weight_dtype=comfy.utils.weight_dtype(weights)
     )
@@ -74,21 +75,6 @@ def load_motion_module(path: str, disable_dynamic: bool = False) -> Any:
     _fill(model, weights, assign=patcher.is_dynamic())
     patcher.cached_patcher_init = (load_motion_module, (path,))
     return patcher
-
-
-def _read(path: str) -> Mapping[str, Any]:
-    try:
-        content = comfy.utils.load_torch_file(path, safe_load=True)
-    except Exception as error:
-        raise ValueError(
-            f"{Path(path).name} can't be read as a file of weights. It may be damaged, or hold more than weights, "
-            f"which is not loaded for safety: {error}"
-        ) from error
-    if not isinstance(content, Mapping):
-        raise ValueError(
-            f"{Path(path).name} holds a {type(content).__name__}; a motion module file holds named weights."
-        )
-    return content
 
 
 def motion_weights(content: Mapping[str, Any], name: str) -> Weights:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import folder_paths
 from comfy_api.latest import io
 
+from .model_files import register_model_folder
 from .motion_injection import attach_motion, linear_beta_sampling
 from .motion_module_file import load_motion_module
 
@@ -18,12 +18,7 @@ MODEL_BETAS = "from the model"
 MotionModuleType = io.Custom("STORY_MOTION_MODULE")
 
 
-def register_model_folder() -> None:
-    """Make the host list `models/animatediff_models`, the folder that AnimateDiff users have already."""
-    folder_paths.add_model_folder_path(FOLDER_NAME, str(Path(folder_paths.models_dir) / FOLDER_NAME))
-    paths, extensions = folder_paths.folder_names_and_paths[FOLDER_NAME]
-    if not extensions:  # a new folder lists every file in it
-        folder_paths.folder_names_and_paths[FOLDER_NAME] = (paths, folder_paths.supported_pt_extensions)
+register_model_folder(FOLDER_NAME, folder_paths.supported_pt_extensions)
 
 
 class StoryLoadMotionModule(io.ComfyNode):
@@ -32,7 +27,6 @@ class StoryLoadMotionModule(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        register_model_folder()
         return io.Schema(
             node_id="StoryLoadMotionModule",
             display_name="Load Motion Module",

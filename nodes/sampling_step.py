@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ class SamplingStep:
     level: int
     """Number of the noise level at which the step starts; see `noise_level`."""
     sigma: float
+    active: bool = True
+    """Whether it lies in the part of sampling in which panels share."""
 
 
 def current_step(sigma: float, sample_sigmas: Sequence[float]) -> SamplingStep:
@@ -42,17 +44,31 @@ def noise_level(sigma: float) -> int:
     return round(100 * math.log(max(sigma, 1e-4)))
 
 
-def note_step(
-    executor: Callable[..., torch.Tensor],
-    x: torch.Tensor,
-    t: torch.Tensor,
-    c_concat: Any,
-    c_crossattn: Any,
-    control: Any,
-    transformer_options: dict[str, Any],
-    **kwargs: Any,
-) -> torch.Tensor:
-    """APPLY_MODEL wrapper: find the step once a call; every attention layer asking would stall the GPU each time."""
-    sigma = float(transformer_options["sigmas"][0])
-    step = current_step(sigma, transformer_options["sample_sigmas"].tolist())
-    return executor(x, t, c_concat, c_crossattn, control, {**transformer_options, STEP_KEY: step}, **kwargs)
+@dataclass(frozen=True)
+class StepNote:
+    """APPLY_MODEL wrapper: find the step once a call; every attention layer asking would stall the GPU each time.
+
+    Percents become noise levels here and not when the node runs: a node behind may give the model another schedule.
+    """
+
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+
+    def __call__(
+        self,
+        executor: Callable[..., torch.Tensor],
+        x: torch.Tensor,
+        t: torch.Tensor,
+        c_concat: Any,
+        c_crossattn: Any,
+        control: Any,
+        transformer_options: dict[str, Any],
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Hands the `SamplingStep` on in transformer_options."""
+        sigma = float(transformer_options["sigmas"][0])
+        step = current_step(sigma, transformer_options["sample_sigmas"].tolist())
+        schedule = executor.class_obj.model_sampling  # type: ignore[attr-defined]
+        start, end = (schedule.percent_to_sigma(percent) for percent in (self.start_percent, self.end_percent))
+        step = replace(step, active=start >= sigma > end)
+        return executor(x, t, c_concat, c_crossattn, control, {**transformer_options, STEP_KEY: step}, **kwargs)

@@ -112,21 +112,21 @@ def count_text_repeats(context: Tensor) -> list[int] | None:
     return repeats
 
 
-def tokens_of_rows(tokens: Tensor, uncond: Tensor, indices: Sequence[int], cond_or_uncond: Sequence[int]) -> Tensor:
+def tokens_of_rows(tokens: Tensor, uncond: Tensor, indices: Sequence[int], positive: Sequence[bool]) -> Tensor:
     """P for every row of a model call.
 
     Args:
         tokens: (F, N, C), P_1..P_F.
         uncond: (N, C), what the unconditional rows get in every frame.
         indices: frame number of each row of a chunk.
-        cond_or_uncond: the host's list of chunks: 0 is a positive one, anything else is not.
+        positive: for each chunk whether it is one of the positive prompt.
 
     Returns:
         (chunks * rows, N, C).
     """
     frames = tokens[list(indices)]
     blank = uncond.expand_as(frames)
-    return torch.cat([frames if chunk == 0 else blank for chunk in cond_or_uncond])
+    return torch.cat([frames if chunk else blank for chunk in positive])
 
 
 def _require_strength(strength: float) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import comfy.model_management
-import comfy.utils
 import folder_paths
 import torch
 from comfy_api.latest import io
@@ -17,6 +16,7 @@ from ..smp.config import Guidance, Interpolation
 from ..smp.images import square_crop
 from ..smp.ip_adapter import load_ip_adapter
 from ..smp.model import SMPWeights
+from .model_files import read_weights, register_model_folder
 from .smp_models import LoadedSMP, SMPEmbeds, load_smp, predict_motion
 from .smp_patch import apply_smp
 
@@ -31,16 +31,6 @@ AS_TRAINED = "as trained"
 
 SMPType = io.Custom("STORY_SMP")
 SMPEmbedsType = io.Custom("STORY_SMP_EMBEDS")
-
-
-def register_model_folder(name: str, extensions: set[str]) -> None:
-    """Add `models/<name>` to the host's model folders, beside what other packs registered under that name.
-
-    The host gives a folder it doesn't know an empty set of extensions, which lists every file.
-    """
-    folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / name))
-    paths, known = folder_paths.folder_names_and_paths[name]
-    folder_paths.folder_names_and_paths[name] = (paths, known | extensions)
 
 
 register_model_folder(SMP_FOLDER, {".safetensors"})
@@ -76,9 +66,9 @@ def smp_source(smp_name: str, ip_adapter_name: str) -> tuple[Callable[[], SMPWei
 
 
 def _read_ip_adapter(path: Path, interpolation: Interpolation) -> SMPWeights:
+    file = read_weights(path, "an IP-Adapter")
     try:
-        file = comfy.utils.load_torch_file(str(path), safe_load=True)
-        return load_ip_adapter(file, interpolation=interpolation)
+        return load_ip_adapter(dict(file), interpolation=interpolation)
     except ValueError as error:
         raise ValueError(f"'{path.name}' cannot be used by Load SMP. {error}") from error
 
@@ -144,10 +134,19 @@ def encode_panels(clip_vision: Any, smp: LoadedSMP, images: torch.Tensor) -> tor
     if features.shape[-1] != smp.config.encoder_width:
         raise ValueError(
             f"The connected CLIP vision model gives {what} of width {features.shape[-1]}, but this SMP "
-            f"reads width {smp.config.encoder_width}. For SD1.5 IP-Adapter weights load "
-            "CLIP-ViT-H-14-laion2B-s32B-b79K."
+            f"reads width {smp.config.encoder_width}. {_encoder_advice(smp)}"
         )
     return features
+
+
+def _encoder_advice(smp: LoadedSMP) -> str:
+    width = (smp.config.token_space, smp.config.encoder_width)
+    known = {
+        ("image_embeds", 1024): "CLIP-ViT-H-14-laion2B-s32B-b79K",
+        ("resampled", 1280): "CLIP-ViT-H-14-laion2B-s32B-b79K",
+        ("image_embeds", 1280): "CLIP-ViT-bigG-14-laion2B-39B-b160k (IP-Adapter's vit-G files are made for it)",
+    }
+    return f"Load {known[width]}." if width in known else "Load the one that it was trained with."
 
 
 def encode_blank(clip_vision: Any, smp: LoadedSMP) -> torch.Tensor:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.ldm.modules.attention
 import comfy.patcher_extension
 from comfy.ldm.modules.diffusionmodules import openaimodel
+from comfy.supported_models import SD20
 from torch import Tensor
 
 from ..smp.config import CrossAttentionSite, Guidance, SMPModelConfig
 from ..smp.injection import AddedKV
 from .frame_indices import frame_indices, frames_per_call
+from .run_checks import FRAME, check_rows
 from .smp_guidance import (
     Attention,
     concat_attention,
@@ -25,16 +27,19 @@ from .smp_models import LoadedSMP, SMPEmbeds
 
 KEY = "storydiffusion_smp"
 """Entry of transformer_options: a `CallTokens` for each `SMPGuide` on the model. Also the wrappers' key."""
+POSITIVE_KEY = "storydiffusion_smp_positive"
+"""Entry of transformer_options during a run: the host's uuids of its positive conditioning."""
 
 Replacement = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
 
 
 @dataclass(frozen=True)
 class CallTokens:
-    """One model call: motion tokens (B, N, C) of its rows, and how often each row's text repeats."""
+    """One model call: motion tokens (B, N, C) of its rows, how often each row's text repeats, and the projections."""
 
     tokens: Tensor
     text_repeats: list[int] | None
+    added_kv: AddedKV
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,17 +48,22 @@ class SMPGuide:
 
     tokens: Tensor
     uncond: Tensor
-    added_kv: AddedKV
+    added_kv: Any
+    """ModelPatcher of the projections; the running model has its own copy on another GPU."""
     guidance: Guidance
     strength: float
+    chained: frozenset[tuple[str, int]]
+    """UNet blocks whose cross-attention another node had replaced before."""
 
-    def require_frames(self, executor: Callable[..., Tensor], noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """OUTER_SAMPLE wrapper: refuse a clip of other length, and a guider whose first prompt isn't positive.
+    def begin_run(self, executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """OUTER_SAMPLE wrapper: refuse what the guidance would be wrong or lost for, and note what is positive.
 
         Raises:
-            ValueError: either of them.
+            ValueError: a clip of other length, a guider whose first prompt isn't positive, a later replacement of
+                cross-attention that the host would never ask.
         """
-        if "middle" in executor.class_obj.conds:  # type: ignore[attr-defined]
+        guider = executor.class_obj
+        if "middle" in guider.conds:
             raise ValueError(
                 "SMP guidance does not work with DualCFGGuider, which hands the model its negative prompt first: "
                 "use CFGGuider or KSampler."
@@ -65,27 +75,38 @@ class SMPGuide:
                 f"Set the batch size of the latent to {frames}, or frames of Semantic Motion Predictor to "
                 f"{batch}."
             )
+        # The guider's options are this run's own copy: the host makes it, and drops it at the end.
+        options = guider.model_options["transformer_options"]
+        require_no_later_owner(options, self.chained)
+        options[POSITIVE_KEY] = frozenset(entry["uuid"] for entry in guider.conds["positive"])
         return executor(noise, *args, **kwargs)
 
     def lay_out_tokens(
         self,
-        executor: Callable[..., Tensor],
+        executor: Any,
         x: Tensor,
-        timesteps: Tensor,
-        context: Tensor,
-        y: Any,
+        t: Tensor,
+        c_concat: Any,
+        c_crossattn: Tensor,
         control: Any,
         transformer_options: dict[str, Any],
         **kwargs: Any,
     ) -> Tensor:
-        """DIFFUSION_MODEL wrapper: find every row's motion tokens once a call instead of once a block."""
+        """APPLY_MODEL wrapper: find every row's motion tokens once a call instead of once a block."""
         frames = frames_per_call(x.shape[0], transformer_options)
         indices = frame_indices(frames, transformer_options)
-        rows = tokens_of_rows(self.tokens, self.uncond, indices, transformer_options["cond_or_uncond"])
-        tokens = rows.to(context)
-        call = CallTokens(tokens, count_text_repeats(context) if self.guidance == "concat" else None)
-        calls = {**transformer_options.get(KEY, {}), self: call}
-        return executor(x, timesteps, context, y, control, {**transformer_options, KEY: calls}, **kwargs)
+        rows = tokens_of_rows(self.tokens, self.uncond, indices, positive_chunks(transformer_options))
+        repeats = count_text_repeats(c_crossattn) if self.guidance == "concat" else None
+        call = CallTokens(rows.to(x.device), repeats, self._projections(executor.class_obj.current_patcher))
+        transformer_options = {**transformer_options, KEY: {**transformer_options.get(KEY, {}), self: call}}
+        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+
+    def _projections(self, patcher: Any) -> AddedKV:
+        """Those of the running model, or, where the host runs a second model with this one's patches, the first's."""
+        for added in patcher.get_additional_models_with_key(KEY):
+            if added.clone_base_uuid == self.added_kv.clone_base_uuid:
+                return added.model
+        return self.added_kv.model
 
 
 @dataclass(frozen=True)
@@ -112,7 +133,7 @@ class SMPCrossAttention:
                 "batch; remove it."
             )
         attend = host_attention(extra_options)
-        motion = guide.added_kv(self.position, call.tokens.to(q.dtype))
+        motion = call.added_kv(self.position, call.tokens.to(q.dtype))
         if guide.guidance == "decoupled":
             base = self.previous(q, k, v, extra_options) if self.previous else attend(q, k, v, None)
             return decoupled_attention(base, q, motion, attend, strength=guide.strength)
@@ -136,6 +157,30 @@ class SMPCrossAttention:
         """Pass the host's call on."""
         if hasattr(self.previous, "cleanup"):
             self.previous.cleanup()  # type: ignore[union-attr]
+
+
+def positive_chunks(transformer_options: Mapping[str, Any]) -> list[bool]:
+    """For each chunk of a model call whether it is one of the positive prompt.
+
+    Its place alone doesn't tell: a node that asks for the negative prompt by itself has it in the first place. Nor does
+    its uuid: the host gives some negative ones a positive one's.
+    """
+    positive = transformer_options[POSITIVE_KEY]
+    chunks = zip(transformer_options["cond_or_uncond"], transformer_options["uuids"], strict=True)
+    return [index == 0 and uuid in positive for index, uuid in chunks]
+
+
+def require_no_later_owner(transformer_options: Mapping[str, Any], chained: Collection[tuple[str, int]]) -> None:
+    """Refuse replacements of whole blocks' cross-attention by a later node: the host asks ours, of one layer, alone."""
+    owners = transformer_options.get("patches_replace", {}).get("attn2", {})
+    # A node that wraps what it finds, as Consistent Self-Attention does, has ours within.
+    ours = {key[:2] for key, patch in owners.items() if isinstance(patch, SMPCrossAttention)}
+    later = sorted(key for key in owners if len(key) == 2 and key in ours and key not in chained)
+    if later:
+        raise ValueError(
+            f"A node behind Apply SMP Guidance has replaced the model's cross-attention, as IP-Adapter nodes do, and "
+            f"would not be heard (UNet block {later[0]}). Connect it before Apply SMP Guidance."
+        )
 
 
 def host_attention(extra_options: dict[str, Any]) -> Attention:
@@ -173,6 +218,8 @@ def require_sites(model: Any, config: SMPModelConfig) -> None:
     kind = type(model.model).__name__
     if not isinstance(unet, openaimodel.UNetModel):
         raise ValueError(f"SMP guidance needs an SD1.5 model; this one is a {kind} ({type(unet).__name__}).")
+    if isinstance(model.model.model_config, SD20):
+        raise ValueError("SMP guidance needs an SD1.5 model; this one is an SD2.")
     found = {site.key: site.channels for site in cross_attention_sites(unet)}
     expected = {site.key: site.channels for site in config.sites}
     if found == expected:
@@ -222,15 +269,17 @@ def apply_smp(
     patched = model.clone()
     if strength == 0:
         return patched
-    guide = SMPGuide(embeds.tokens[pair_index], embeds.uncond, smp.added_kv.model, guidance, strength)
     owners = model.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
+    chained = frozenset(key for key in owners if len(key) == 2)
+    guide = SMPGuide(embeds.tokens[pair_index], embeds.uncond, smp.added_kv, guidance, strength, chained)
     for position, site in enumerate(smp.config.sites):
         previous = owners.get(site.key, owners.get((site.block, site.number)))
         patch = SMPCrossAttention(guide, position, previous)
         patched.set_model_attn2_replace(patch, site.block, site.number, site.index)
     wrappers = comfy.patcher_extension.WrappersMP
-    patched.add_wrapper_with_key(wrappers.OUTER_SAMPLE, KEY, guide.require_frames)
-    patched.add_wrapper_with_key(wrappers.DIFFUSION_MODEL, KEY, guide.lay_out_tokens)
+    for check in (guide.begin_run, check_rows(FRAME, "Apply SMP Guidance")):
+        patched.add_wrapper_with_key(wrappers.OUTER_SAMPLE, KEY, check)
+    patched.add_wrapper_with_key(wrappers.APPLY_MODEL, KEY, guide.lay_out_tokens)
     added = patched.get_additional_models_with_key(KEY)
     if not any(smp.added_kv.is_clone(other) for other in added):
         patched.set_additional_models(KEY, [*added, smp.added_kv])

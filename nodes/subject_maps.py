@@ -187,12 +187,24 @@ def require_reader(transformer_options: Mapping[str, Any]) -> None:
     )
 
 
+def require_whole_pictures(conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Refuse prompts for an area: the host cuts it out, and what stands where in it can't be laid over whole panels."""
+    for name, entries in conds.items():
+        if any(entry.get("area") is not None or entry.get("set_area_to_bounds") for entry in entries):
+            raise ValueError(
+                f"The {name} conditioning has a prompt for an area. Where the characters of different panels meet, or "
+                "share is subjects, panels must be drawn whole: use Conditioning (Set Mask) with set_cond_area "
+                "'default' in the place of Conditioning (Set Area)."
+            )
+
+
 def follow_subjects(story: Story, guarded: frozenset[int]) -> Callable[..., Any]:
     """OUTER_SAMPLE wrapper that gives a run its own `SubjectMaps`."""
 
     def run(executor: Any, noise: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         guider = executor.class_obj
         require_reader(guider.model_options["transformer_options"])
+        require_whole_pictures(guider.conds)
         naming = {
             entry["uuid"]: NamingTokens(entry["cross_attn"].shape[1], entry[SUBJECTS_KEY])
             for conditioning in guider.conds.values()

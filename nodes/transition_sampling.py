@@ -14,10 +14,12 @@ from torch import Tensor
 
 from .anchoring import HoldMask, held_latents, hold_parts
 from .panel_conditioning import Conditioning
+from .panel_preview import PanelGridPreviewer
 
 Callback = Callable[[int, Tensor, Tensor, int], None]
-SEEDS = 2**64
-"""How many seeds a generator has; after the last comes 0."""
+SEEDS = 2**64 - 1
+"""How many seeds there are; after the last comes 0. A generator has one more, but for a masked latent the host counts
+one up from the seed that it is given."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,12 @@ def sample_transition(
 
 
 def progress_over_pairs(model: Any, pairs: int) -> Callable[[int], Callback]:
-    """Return a function that gives the sampler's callback for a transition: the bar and the previews of all of them."""
+    """Return a function that gives the sampler's callback for a transition: the bar and the previews of all of them.
+
+    A preview shows all frames: the first one, which the host would show, is often held and never changes.
+    """
     previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+    previewer = PanelGridPreviewer(previewer) if previewer else None
     bar = comfy.utils.ProgressBar(pairs)
 
     def callback_of(pair: int) -> Callback:

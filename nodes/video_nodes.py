@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,13 +14,14 @@ from torch import Tensor
 
 from .anchoring import ANCHORS
 from .clip_joining import joined_length, write_clips
+from .motion_injection import MOTION_KEY
 from .motion_nodes import MotionModuleType, StoryApplyMotionModule
 from .pair_conditioning import conditioning_of_pair
 from .panel_conditioning import Conditioning
 from .smp_models import LoadedSMP, SMPEmbeds
 from .smp_nodes import SMPEmbedsType, SMPType
 from .smp_patch import apply_smp, require_sites
-from .transition_sampling import SamplerSettings, hold_ends, progress_over_pairs, sample_transition
+from .transition_sampling import SEEDS, SamplerSettings, hold_ends, progress_over_pairs, sample_transition
 
 
 def require_panels(panels: Tensor, smp_embeds: SMPEmbeds) -> None:
@@ -132,7 +134,7 @@ class StorySMPVideoDecode(io.ComfyNode):
                     "seed",
                     default=0,
                     min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
+                    max=SEEDS - 1,
                     control_after_generate=True,
                     tooltip="Noise of the first transition; each later one has the next seed.",
                 ),
@@ -224,6 +226,11 @@ class StorySMPVideoDecode(io.ComfyNode):
         require_vae(model, vae, panels)
         if motion_module is not None:
             model = StoryApplyMotionModule.execute(model, motion_module).args[0]
+        elif not model.get_additional_models_with_key(MOTION_KEY):  # another pack's module would not be seen here
+            logging.warning(
+                "SMP Video Decode: neither motion_module nor Apply Motion Module is connected. Unless another pack "
+                "moves this model, each frame will be a picture of its own."
+            )
         ramp = ANCHORS[anchor]
         latents = panel_latents(model, vae, panels, encode=bool(ramp))
         clips = decode_transitions(

@@ -9,7 +9,6 @@ import comfy.context_windows
 import comfy.patcher_extension
 import torch
 
-from .control_hints import hints_by_window
 from .panel_windows import PanelWindow, plan_windows
 
 WRAPPER_KEY = "storydiffusion_panel_windows"
@@ -78,4 +77,14 @@ def evaluate_in_windows(model: Any, window: int, casts: Sequence[Sequence[str]] 
         plan_windows(casts, window)  # refuses a window too small for a panel before any sampling starts
     model.model_options["context_handler"] = PanelWindowHandler(window, casts)
     comfy.context_windows.create_prepare_sampling_wrapper(model)
-    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, WRAPPER_KEY, hints_by_window)
+    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, WRAPPER_KEY, require_own_windows)
+
+
+def require_own_windows(executor: Any, noise: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """OUTER_SAMPLE wrapper that refuses context windows which a later node put in the place of ours."""
+    if not isinstance(executor.class_obj.model_options.get("context_handler"), PanelWindowHandler):
+        raise ValueError(
+            "Context Windows behind Apply Consistent Self-Attention have taken the place of its window. Remove that "
+            "node, or set window to 0 and let it cut the batch."
+        )
+    return executor(noise, *args, **kwargs)

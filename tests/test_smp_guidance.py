@@ -153,7 +153,7 @@ def test_text_repeats_are_found_row_by_row() -> None:
 
 def test_tokens_follow_frames_and_chunks() -> None:
     tokens, uncond = random(5, 2, 3, seed=0), random(2, 3, seed=1)
-    rows = tokens_of_rows(tokens, uncond, [4, 1], [1, 0, 0])
+    rows = tokens_of_rows(tokens, uncond, [4, 1], [False, True, True])
     assert rows.shape == (6, 2, 3)
     assert torch.equal(rows[:2], uncond.expand(2, 2, 3))
     assert torch.equal(rows[2:4], tokens[[4, 1]])

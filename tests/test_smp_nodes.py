@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.context_windows
@@ -16,17 +17,17 @@ import comfy.supported_models
 import folder_paths
 import pytest
 import torch
-from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+from comfy_extras.nodes_custom_sampler import Guider_DualCFG, Guider_DualModel
 from safetensors.torch import save_file
 from storydiffusion.devtools.tiny_motion import SD15_LAYOUT, seeded_sd15
 from storydiffusion.devtools.tiny_smp import SeededIPAdapter, ip_adapter_tensors, tiny_clip_vision
 from storydiffusion.nodes import smp_patch
+from storydiffusion.nodes.model_files import register_model_folder
 from storydiffusion.nodes.smp_models import LoadedSMP, SMPEmbeds
 from storydiffusion.nodes.smp_nodes import (
     StoryApplySMP,
     StoryLoadSMP,
     StorySemanticMotionPredictor,
-    register_model_folder,
 )
 from storydiffusion.nodes.smp_patch import KEY
 from storydiffusion.smp.checkpoint import save_checkpoint
@@ -285,7 +286,7 @@ def test_strength_zero_is_the_stock_model_bit_for_bit(
 
 def test_patches_that_do_nothing_leave_the_numbers_alone(base: tuple[LoadedSMP, SMPEmbeds], model: Any) -> None:
     smp, embeds = base
-    guide = smp_patch.SMPGuide(embeds.tokens[0], embeds.uncond, smp.added_kv.model, "decoupled", 0.0)
+    guide = smp_patch.SMPGuide(embeds.tokens[0], embeds.uncond, smp.added_kv, "decoupled", 0.0, frozenset())
     patched = apply(model, smp, embeds)
     replace_guides(patched, guide)
     assert torch.equal(sample(patched), sample(model))
@@ -296,7 +297,7 @@ def replace_guides(patched: Any, guide: smp_patch.SMPGuide) -> None:
     patches = patched.model_options["transformer_options"]["patches_replace"]["attn2"]
     for key, patch in patches.items():
         patches[key] = dataclasses.replace(patch, guide=guide)
-    wrappers = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+    wrappers = comfy.patcher_extension.WrappersMP.APPLY_MODEL
     patched.remove_wrappers_with_key(wrappers, KEY)
     patched.add_wrapper_with_key(wrappers, KEY, guide.lay_out_tokens)
 
@@ -414,15 +415,23 @@ def test_windows_over_the_batch_give_each_frame_its_tokens(
 
 def test_animatediff_evolved_windows_are_honoured(base: tuple[LoadedSMP, SMPEmbeds], model: Any) -> None:
     smp, embeds = base
-    guide = smp_patch.SMPGuide(embeds.tokens[0], embeds.uncond, smp.added_kv.model, "decoupled", 1.0)
-    options = {"cond_or_uncond": [1, 0], "ad_params": {"sub_idxs": [3, 1], "full_length": FRAMES}}
+    guide = smp_patch.SMPGuide(embeds.tokens[0], embeds.uncond, smp.added_kv, "decoupled", 1.0, frozenset())
+    options = {
+        "cond_or_uncond": [1, 0],
+        "uuids": ["negative", "positive"],
+        "ad_params": {"sub_idxs": [3, 1], "full_length": FRAMES},
+        smp_patch.POSITIVE_KEY: {"positive"},
+    }
     found: dict[Any, Any] = {}
 
-    def unet(x: Tensor, timesteps: Tensor, context: Tensor, y: Any, control: Any, options: Any) -> Tensor:
-        found.update(options)
-        return x
+    class Unet:
+        class_obj = SimpleNamespace(current_patcher=apply(model, smp, embeds))
 
-    guide.lay_out_tokens(unet, torch.zeros(4, 4, 8, 8), torch.zeros(4), torch.zeros(4, 77, 768), None, None, options)
+        def __call__(self, x: Tensor, t: Tensor, concat: Any, text: Any, control: Any, options: Any) -> Tensor:
+            found.update(options)
+            return x
+
+    guide.lay_out_tokens(Unet(), torch.zeros(4, 4, 8, 8), torch.zeros(4), None, torch.zeros(4, 77, 768), None, options)
     assert torch.equal(found[KEY][guide].tokens[2:], embeds.tokens[0][[3, 1]])
     assert torch.equal(found[KEY][guide].tokens[0], embeds.uncond)
     assert KEY not in options
@@ -468,7 +477,7 @@ def test_an_earlier_replacement_goes_on_working(
     assert base[0].motion in patched.model_patches_models()
     q, k, v = (torch.randn(2 * FRAMES, length, 128) for length in (6, 77, 77))
     patch = patched.model_options["transformer_options"]["patches_replace"]["attn2"][("middle", 0, 0)]
-    tokens = smp_patch.CallTokens(torch.randn(2 * FRAMES, 4, 768), None)
+    tokens = smp_patch.CallTokens(torch.randn(2 * FRAMES, 4, 768), None, base[0].added_kv.model)
     extra = {"n_heads": 8, "attn_precision": None, "block": ("middle", 0), KEY: {patch.guide: tokens}}
     alone = dataclasses.replace(patch, previous=None)(q, k, v, extra)
     plain = smp_patch.host_attention(extra)(q, k, v, None)
@@ -499,9 +508,9 @@ def test_half_precision_runs(base: tuple[LoadedSMP, SMPEmbeds], model: Any) -> N
     smp, embeds = base
     q, k, v = (torch.randn(2, length, 128).half() for length in (6, 77, 77))
     patch = smp_patch.SMPCrossAttention(
-        smp_patch.SMPGuide(embeds.tokens[0], embeds.uncond, smp.added_kv.model, "concat", 0.5), 15
+        smp_patch.SMPGuide(embeds.tokens[0], embeds.uncond, smp.added_kv, "concat", 0.5, frozenset()), 15
     )
-    tokens = smp_patch.CallTokens(embeds.tokens[0, :2], [1, 1])
+    tokens = smp_patch.CallTokens(embeds.tokens[0, :2], [1, 1], smp.added_kv.model)
     extra = {"n_heads": 8, "attn_precision": None, "block": ("middle", 0), KEY: {patch.guide: tokens}}
     half = patch(q, k, v, extra)
     assert half.dtype == torch.float16
@@ -598,6 +607,97 @@ def test_a_guider_that_puts_the_negative_first_is_refused(base: tuple[LoadedSMP,
     noise = torch.zeros(FRAMES, 4, 8, 8)
     with pytest.raises(ValueError, match="does not work with DualCFGGuider"):
         guider.sample(noise, noise, comfy.samplers.sampler_object("euler"), torch.tensor([1.0, 0.0]))
+
+
+def test_a_negative_prompt_asked_for_by_itself_gets_no_motion(base: tuple[LoadedSMP, SMPEmbeds], model: Any) -> None:
+    """Self-Attention Guidance and Dual Model CFG Guider do so; the prompt is then the first of its call."""
+    smp, embeds = base
+    louder = dataclasses.replace(embeds, tokens=embeds.tokens * 4)
+
+    def answers(embeds: SMPEmbeds) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        patched = apply(model, smp, embeds)
+
+        def ask(args: dict[str, Any]) -> Tensor:
+            for name in ("cond", "uncond"):
+                (found[name],) = comfy.samplers.calc_cond_batch(
+                    args["model"], [args[name]], args["input"], args["sigma"], args["model_options"]
+                )
+            return args["denoised"]
+
+        patched.set_model_sampler_post_cfg_function(ask)
+        sample(patched)
+        return found
+
+    one, other = answers(embeds), answers(louder)
+    assert torch.equal(one["uncond"], other["uncond"])
+    assert changed_frames(one["cond"], other["cond"]) == [*range(FRAMES)]
+
+    noise = torch.randn(FRAMES, 4, 8, 8, generator=torch.Generator().manual_seed(9))
+
+    def guided(guider: Any) -> Tensor:
+        guider.set_conds(text(1), text(2))
+        guider.set_cfg(4.0)
+        steps = comfy.samplers.sampler_object("euler"), torch.tensor([5.0, 0.0])
+        return guider.sample(noise, torch.zeros_like(noise), *steps, seed=0)
+
+    patched = apply(model, smp, embeds)
+    expected = guided(comfy.samplers.CFGGuider(patched))
+    assert_same_clip(guided(Guider_DualModel(patched, patched.clone())), expected)
+    assert not torch.allclose(guided(comfy.samplers.CFGGuider(model)), expected, rtol=1e-3)
+
+
+def test_a_later_replacement_of_whole_blocks_is_refused(base: tuple[LoadedSMP, SMPEmbeds], model: Any) -> None:
+    """As IP-Adapter packs set it for SD1.5: by block, without the layer's number."""
+
+    def image_prompt(q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> Tensor:
+        return smp_patch.host_attention(extra)(q, k, v, None) + 1
+
+    before = model.clone()
+    before.set_model_attn2_replace(image_prompt, "input", 1)
+    sample(apply(before, *base))
+    behind = apply(model, *base)
+    behind.set_model_attn2_replace(image_prompt, "input", 1)
+    with pytest.raises(ValueError, match=r"behind Apply SMP Guidance .* \(UNet block \('input', 1\)\)"):
+        sample(behind)
+
+
+def test_a_clone_for_another_device_uses_its_own_projections(base: tuple[LoadedSMP, SMPEmbeds], model: Any) -> None:
+    patched = apply(model, *base)
+    clone = patched.clone()
+    (added,) = clone.get_additional_models_with_key(KEY)
+    own = added.deepclone_multigpu()
+    clone.set_additional_models(KEY, [own])
+    first = sample(patched)
+    assert torch.equal(sample(clone), first)
+    for parameter in own.model.parameters():
+        parameter.data.mul_(3)
+    assert not torch.allclose(sample(clone), first, rtol=1e-3)
+    assert torch.equal(sample(patched), first)
+
+
+def test_sd2_is_refused(base: tuple[LoadedSMP, SMPEmbeds]) -> None:
+    sd2 = seeded_sd15({**SMALL_UNET, "context_dim": 1024})
+    sd2.model.model_config = comfy.supported_models.SD20({**SMALL_UNET, "context_dim": 1024})
+    with pytest.raises(ValueError, match=r"needs an SD1.5 model; this one is an SD2"):
+        apply(sd2, *base)
+
+
+def test_files_that_cannot_be_read_are_named(models: Path) -> None:
+    for name in ("cut.safetensors", "cut.bin"):
+        (models / "ipadapter" / name).write_bytes(b"\x80\x04no weights at all")
+        with pytest.raises(ValueError, match=rf"{name} can't be read as a file of weights. It may be damaged"):
+            load(LINEAR, name)
+
+
+def test_the_encoder_that_an_smp_needs_is_named(models: Path, clip_vision: Any) -> None:
+    smp = load(LINEAR, BASE.file_name)
+    for width, advice in ((1280, "CLIP-ViT-bigG-14"), (1000, "the one that it was trained with")):
+        projection = dataclasses.replace(smp.config.projection, embed_width=width)
+        config = dataclasses.replace(smp.config, encoder_width=width, projection=projection)
+        other = dataclasses.replace(smp, config=config)
+        with pytest.raises(ValueError, match=f"reads width {width}. Load {advice}"):
+            predict(clip_vision, other)
 
 
 def test_a_tiled_batch_is_refused(base: tuple[LoadedSMP, SMPEmbeds], model: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,9 +13,12 @@ import comfy.sd
 import comfy.supported_models
 import comfy.taesd.taesd
 import comfy.utils
+import latent_preview
 import nodes
+import numpy as np
 import pytest
 import torch
+from comfy.cli_args import args
 from safetensors.torch import save_file
 from storydiffusion.devtools.seeded_weights import parameter_shapes, seeded_state_dict
 from storydiffusion.devtools.tiny_motion import SD15_LAYOUT, motion_config, motion_tensors, seeded_sd15
@@ -283,6 +287,44 @@ def test_progress_counts_steps_over_all_pairs(model: Any, smp: LoadedSMP, embeds
     assert reported[0] == (1, 2 * STEPS)
     assert reported[-1] == (2 * STEPS, 2 * STEPS)
     assert reported == sorted(set(reported))
+
+
+def test_the_preview_shows_all_frames(model: Any, smp: LoadedSMP, embeds: SMPEmbeds, vae: WatchedVAE) -> None:
+    """A held first frame never changes; the others do from step to step."""
+    seen: list[np.ndarray] = []
+    args.preview_method = latent_preview.LatentPreviewMethod.Latent2RGB
+    earlier = comfy.utils.PROGRESS_BAR_HOOK
+    comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, node_id: seen.append(np.asarray(preview[1])))
+    try:
+        decode(model, smp, embeds, vae, anchor="hold")
+    finally:
+        comfy.utils.set_progress_bar_global_hook(earlier)
+        args.preview_method = latent_preview.LatentPreviewMethod.NoPreviews
+    assert len(seen) == 2 * STEPS
+    assert seen[0].size > 3 * (SIZE // 8) ** 2  # more than one frame
+    assert not np.array_equal(seen[0], seen[1])
+
+
+def test_without_any_motion_module_the_log_says_so(
+    model: Any, smp: LoadedSMP, embeds: SMPEmbeds, vae: WatchedVAE, motion_module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(logging, "warning", warnings.append)
+    decode(model, smp, embeds, vae, motion_module=motion_module)
+    decode(StoryApplyMotionModule.execute(model, motion_module).args[0], smp, embeds, vae)
+    assert not warnings
+    decode(model, smp, embeds, vae)
+    assert "each frame will be a picture of its own" in warnings[0]
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler"])
+def test_the_last_seeds(model: Any, smp: LoadedSMP, embeds: SMPEmbeds, vae: WatchedVAE, sampler: str) -> None:
+    """After the greatest comes 0."""
+    (seed,) = [entry for entry in StorySMPVideoDecode.define_schema().inputs if entry.id == "seed"]
+    last = decode(model, smp, embeds, vae, anchor="hold", seed=seed.max, sampler_name=sampler)[0]
+    one = dataclasses.replace(embeds, tokens=embeds.tokens[1:])
+    second = decode(model, smp, one, vae, anchor="hold", seed=0, sampler_name=sampler, panels=panels()[1:])[0]
+    assert relative_error(last[FRAMES - 1 :], second) < 1e-3
 
 
 class progress_hook:  # noqa: N801
