@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .story_text import Story
+from .story_text import UNNAMED_CHARACTER, Panel, Story, as_tags
 
 Latent = dict[str, Any]
 """The host's LATENT: `samples` (B, C, H, W), optionally `noise_mask` and `batch_index`."""
@@ -62,6 +62,39 @@ def _panel_mask(latent: Latent, samples: torch.Tensor) -> torch.Tensor:
 
 
 def add_reference_panels(story: Story, references: Story, weight: float) -> Story:
-    """`story` with the panels of `references` in front, marked as given pictures of that weight."""
-    given = tuple(replace(panel, is_reference=True, weight=weight) for panel in references.panels)
-    return replace(story, panels=given + story.panels)
+    """`story` with the panels of `references` in front, marked as given pictures of that weight.
+
+    Their characters get the names that the story gives them: panels share by name.
+
+    Raises:
+        ValueError: if no panel of the story has a character of some picture, so that none would look at it.
+    """
+    drawn = {name for panel in story.panels if not panel.is_reference for name in panel.characters}
+    given = [_renamed(panel, story) for panel in references.panels]
+    for number, panel in enumerate(given, 1):
+        if drawn.isdisjoint(panel.characters):
+            raise ValueError(_unseen(number, panel, [name for name in story.characters if name in drawn]))
+    marked = tuple(replace(panel, is_reference=True, weight=weight) for panel in given)
+    return replace(story, panels=marked + story.panels)
+
+
+def _renamed(panel: Panel, story: Story) -> Panel:
+    """`panel` with the story's own spelling of its characters."""
+    names = {name: story.own_name(name) or name for name in panel.characters}
+    subjects = {names[name]: phrase for name, phrase in panel.subjects.items()}
+    return replace(panel, characters=tuple(names.values()), subjects=subjects)
+
+
+def _unseen(number: int, panel: Panel, drawn: list[str]) -> str:
+    """What is wrong with picture `number`, which shows none of the characters `drawn`."""
+    named = [name for name in panel.characters if name != UNNAMED_CHARACTER]
+    if not drawn:
+        remedy = "No panel of the story has a character."
+    elif UNNAMED_CHARACTER in drawn:
+        remedy = "The story names no character: write the lines of references without tags, and leave characters empty."
+    else:
+        remedy = f"The story's characters are {as_tags(drawn)}: write the tag of one of them in the picture's line."
+    return (
+        f"No panel of the story would look at picture {number}: its line of references ({panel.caption!r}) names "
+        f"{as_tags(named) or 'no character'}. {remedy}"
+    )

@@ -72,6 +72,18 @@ class Story:
     panels: tuple[Panel, ...]
     negative: str
 
+    @property
+    def characters(self) -> tuple[str, ...]:
+        """All who stand in its panels, in the order in which they appear."""
+        return tuple(dict.fromkeys(name for panel in self.panels for name in panel.characters))
+
+    def own_name(self, name: str) -> str | None:
+        """The story's own spelling of `name`, None if it has no such character.
+
+        Text of another field has tags of its own, "[bob]" where the story says "[Bob]": these are one character.
+        """
+        return next((own for own in self.characters if _key(own) == _key(name)), None)
+
 
 def parse_characters(text: str) -> dict[str, str]:
     """Read a character sheet, `[Name] description` on each line, into {name: description}.
@@ -142,7 +154,7 @@ class _Cast:
         if _key(name) == _NO_CHARACTER:
             return None
         if self.sheet and _key(name) not in self._names:
-            known = _as_tags(self.sheet)
+            known = as_tags(self.sheet)
             raise ValueError(f"{where}: [{name}] is not in the characters field, which describes {known}.")
         # Without a sheet the first spelling in the story is the name.
         return self._names.setdefault(_key(name), name)
@@ -175,7 +187,7 @@ def _characters_before_first_tag(lines: list[Passage], sheet: dict[str, str]) ->
         return (UNNAMED_CHARACTER,)
     if len(sheet) > 1 and not all(_TAG.search(line.text) for line in lines):
         raise ValueError(
-            f"The characters field describes {_as_tags(sheet)}, but the story names none of them. Write the "
+            f"The characters field describes {as_tags(sheet)}, but the story names none of them. Write the "
             f"tag where a character enters, as in '[{next(iter(sheet))}] walks in the forest'."
         )
     return tuple(sheet) if len(sheet) == 1 else ()
@@ -265,7 +277,8 @@ def _check_brackets(line: str, where: str) -> None:
         raise ValueError(f"{where}: {problem}. Write tags as [Name]; \\[ and \\] are plain brackets.")
 
 
-def _as_tags(names: Iterable[str]) -> str:
+def as_tags(names: Iterable[str]) -> str:
+    """Names as they are written in a story: "[Bob], [Alice]"."""
     return ", ".join(f"[{name}]" for name in names)
 
 

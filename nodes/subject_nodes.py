@@ -12,14 +12,14 @@ from .story_type import StoryType
 
 
 def set_subject_masks(story: Story, character: str, masks: torch.Tensor) -> Story:
-    """`story` with masks (1 or panels, H, W) of where `character` stands, in every panel that names it.
+    """`story` with masks (1 or panels, H, W) of where `character`, in any spelling, stands in the panels that name it.
 
     Raises:
         ValueError: if the story has no such character, or the masks are neither one nor one per panel.
     """
-    names = dict.fromkeys(name for panel in story.panels for name in panel.characters)
-    if character not in names:
-        known = ", ".join(names) or "none"
+    name = story.own_name(character)
+    if name is None:
+        known = ", ".join(story.characters) or "none"
         raise ValueError(f"character is {character!r}; the story's characters are: {known}.")
     panels = len(story.panels)
     if masks.shape[0] not in (1, panels):
@@ -31,7 +31,7 @@ def set_subject_masks(story: Story, character: str, masks: torch.Tensor) -> Stor
     return replace(
         story,
         panels=tuple(
-            replace(panel, masks={**panel.masks, character: rows[index]}) if character in panel.characters else panel
+            replace(panel, masks={**panel.masks, name: rows[index]}) if name in panel.characters else panel
             for index, panel in enumerate(story.panels)
         ),
     )
@@ -54,7 +54,9 @@ class StorySetSubjectMasks(io.ComfyNode):
             search_aliases=["StoryDiffusion", "character mask", "region", "regional"],
             inputs=[
                 StoryType.Input("story", tooltip="The story from Story Prompt Splitter."),
-                io.String.Input("character", tooltip="The name in the story's tags, without brackets: Bob for [Bob]."),
+                io.String.Input(
+                    "character", tooltip="The name in the story's tags, with or without brackets: Bob for [Bob]."
+                ),
                 io.Mask.Input(
                     "masks",
                     tooltip="White where the character stands: one mask for all panels, or a batch with one per panel "
@@ -73,4 +75,4 @@ class StorySetSubjectMasks(io.ComfyNode):
     @classmethod
     def execute(cls, story: Story, character: str, masks: torch.Tensor) -> io.NodeOutput:
         """Attach the masks."""
-        return io.NodeOutput(set_subject_masks(story, character.strip().strip("[]"), masks))
+        return io.NodeOutput(set_subject_masks(story, character.strip().strip("[]【】［］"), masks))

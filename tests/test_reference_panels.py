@@ -70,14 +70,66 @@ def test_references_are_read_but_do_not_read():
     assert story_sources(story) == [[], [0, 3], [], [0, 1]]
 
 
-def add_story():
-    class Encoder:
-        """The node asks a VAE for nothing but latents of the pictures."""
+class Encoder:
+    """The node asks a VAE for nothing but latents of the pictures."""
 
-        def encode(self, pixels):
-            return torch.zeros(pixels.shape[0], 4, 8, 8)
+    def encode(self, pixels):
+        return torch.zeros(pixels.shape[0], 4, 8, 8)
 
-    return add(Encoder())[0]
+
+def add_story(story=STORY, references="[Bob] stands before a white wall", sheet=SHEET):
+    latent = {"samples": torch.zeros(len(story.panels), 4, 8, 8)}
+    pictures = images(len(references.splitlines()))
+    return StoryAddReferencePanels.execute(story, latent, pictures, Encoder(), references, sheet).result[0]
+
+
+class TestNames:
+    """Whose picture it is: tags of this node against those of the story."""
+
+    @pytest.mark.parametrize(
+        ("references", "sheet"),
+        [("[bob] stands", ""), ("[ＢＯＢ] stands", ""), ("[Bob] stands", "[bob] a man"), ("stands", "[bob] a man")],
+    )
+    def test_another_spelling_is_the_same_character(self, references, sheet):
+        story = add_story(references=references, sheet=sheet)
+        assert story.panels[0].characters == tuple(story.panels[0].subjects) == ("Bob",)
+        assert story_sources(story) == [[], [0, 3], [], [0, 1]]
+
+    def test_the_words_of_the_pictures_prompt_stay(self):
+        picture = add_story(references="[bob] stands", sheet="").panels[0]
+        assert (picture.prompt, picture.subjects) == ("bob stands", {"Bob": "bob"})
+
+    def test_a_story_that_names_nobody(self):
+        story = add_story(parse_story("a man walks\n[NC] rain\nhe sleeps"), "a man", "")
+        assert story_sources(story) == [[], [0, 3], [], [0, 1]]
+
+    def test_pictures_in_front_of_pictures(self):
+        story = add_story(add_story(references="[Bob] stands"), "[Bob] sits")
+        assert story_sources(story) == [[], [], [0, 1, 4], [], [0, 1, 2]]
+
+    @pytest.mark.parametrize(
+        ("references", "sheet", "complaint"),
+        [
+            ("[Bob] sits\n[Rob] stands", "", r"picture 2: .*\('stands'\) names \[Rob\]\. .* are \[Bob\], \[Ann\]"),
+            ("a white wall", "", r"picture 1: .* names no character\. The story's characters are \[Bob\], \[Ann\]"),
+            ("[NC] a wall\n[Bob] sits", "", r"picture 1: .* names no character\. "),
+        ],
+    )
+    def test_a_picture_at_which_nobody_would_look(self, references, sheet, complaint):
+        with pytest.raises(ValueError, match=complaint):
+            add_story(references=references, sheet=sheet)
+
+    def test_a_name_for_a_story_that_names_nobody(self):
+        with pytest.raises(ValueError, match=r"names \[Bob\]\. The story names no character: .* without tags"):
+            add_story(parse_story("a man walks\nhe sleeps"), "[Bob] stands", "")
+
+    def test_a_story_without_characters(self):
+        with pytest.raises(ValueError, match="No panel of the story has a character"):
+            add_story(parse_story("[NC] rain\n[NC] snow", "[Bob] a man"), "[Bob] stands")
+
+    def test_an_earlier_picture_is_no_panel_that_looks(self):
+        with pytest.raises(ValueError, match=r"names \[Eve\]\. .* are \[Bob\], \[Ann\]"):
+            add_story(add_story(references="[Bob] and [Eve] stand", sheet=""), "[Eve] stands", "")
 
 
 def test_references_are_the_anchors_of_windows():

@@ -90,6 +90,12 @@ def test_masks_of_nobody():
         StorySetSubjectMasks.execute(MEETING, "Eve", torch.zeros(1, 8, 8))
 
 
+@pytest.mark.parametrize("character", ["Bob", "[bob]", " 【ＢＯＢ】\n"])
+def test_masks_belong_to_the_storys_own_spelling(character):
+    story = StorySetSubjectMasks.execute(MEETING, character, torch.ones(1, 8, 8)).result[0]
+    assert [list(panel.masks) for panel in story.panels] == [["Bob"], ["Bob"], []]
+
+
 def test_masks_of_another_count():
     with pytest.raises(ValueError, match="masks holds 2 masks, but the story has 3 panels"):
         StorySetSubjectMasks.execute(MEETING, "[Bob]", torch.zeros(1, 8, 8).expand(2, -1, -1))
