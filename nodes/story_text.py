@@ -51,9 +51,9 @@ class Panel:
     `prompt` is complete (characters described, style applied). `characters` names those who stand in the
     panel: none for `[NC]`; in a story that names nobody, every other panel has `UNNAMED_CHARACTER`.
     `is_reference` marks a given picture that the story's panels are drawn after, not one that is drawn.
-    `subjects` gives, for each of `characters`, the words that stand for it in the prompt: its description, or its
-    name. `masks` gives where it stands, (H, W) from 0 to 1, if the user has said so. `weight` is that of the panel's
-    tokens in the softmax of others, whose own weigh 1.
+    `subjects` gives, for each of `characters`, the words that stand for it in the prompt, its description or its
+    name, in the order in which they stand there. `masks` gives where it stands, (H, W) from 0 to 1, if the user has
+    said so. `weight` is that of the panel's tokens in the softmax of others, whose own weigh 1.
     """
 
     prompt: str
@@ -205,16 +205,17 @@ def _panel(passage: Passage, cast: _Cast, present: tuple[str, ...], style: str) 
         raise ValueError(f"{where}: the panel is empty. Write what happens in it, after its tags and before any #.")
     if not tags:
         labels = list(present)
-    described = set(labels)
+    described = dict.fromkeys(labels)
     action = _write_names(text, cast, where, cast.sheet, described).rstrip(_TRAILING)
     # Whoever the sentence names without describing (a possessive) is described in front of it.
     labels += [name for name in named if name in cast.sheet and name not in described]
     prompt = _with_labels(labels, cast.sheet, action)
     caption = passage.caption
     if caption is None:
-        caption = _write_names(text, cast, where, {}, set())
+        caption = _write_names(text, cast, where, {}, {})
     characters = () if None in tags else named or present
-    subjects = {name: cast.sheet.get(name, name) for name in characters if name != UNNAMED_CHARACTER}
+    in_prompt = [name for name in dict.fromkeys([*labels, *described, *characters]) if name in characters]
+    subjects = {name: cast.sheet.get(name, name) for name in in_prompt if name != UNNAMED_CHARACTER}
     return Panel(apply_style(prompt, style), caption, characters, subjects=subjects), named or present
 
 
@@ -233,7 +234,7 @@ def _split_labels(text: str, cast: _Cast, where: str) -> tuple[list[str], str]:
     return labels, text[end:].lstrip(" \t\u3000,，、:：")
 
 
-def _write_names(text: str, cast: _Cast, where: str, sheet: dict[str, str], described: set[str]) -> str:
+def _write_names(text: str, cast: _Cast, where: str, sheet: dict[str, str], described: dict[str, None]) -> str:
     """Write every tag of `text` as words: the description the first time, then the name; NC as nothing.
 
     Adds the names it describes to `described`.
@@ -247,7 +248,7 @@ def _write_names(text: str, cast: _Cast, where: str, sheet: dict[str, str], desc
         space = " " if following.isalnum() and not _GLUED.match(following) else ""
         if name not in sheet or name in described or following in ("'", "’"):
             return name + space
-        described.add(name)
+        described[name] = None
         description = sheet[name]
         # "a girl, wearing a blue dress, a flower": the clause has to end before the sentence goes on.
         if re.search("[,，、]", description) and (following.isspace() or following.isalnum()):

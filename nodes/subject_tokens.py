@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 Tokens = Mapping[str, Sequence[Sequence[Sequence[Any]]]]
@@ -37,19 +37,31 @@ def phrase_positions(
     """Positions, in the encoded `prompt`, of the tokens of each phrase of `subjects`, {character: phrase}.
 
     A phrase is looked for as a run of tokens, so that weights such as "(a man:1.2)" and the start and end tokens
-    between two chunks of a long prompt don't hide it. A phrase that occurs twice counts where it occurs first; one
-    that the tokenizer melts into its neighbours, as happens in CJK text, has no positions.
+    between two chunks of a long prompt don't hide it. No token is two characters': "a man" isn't looked for within
+    another's "a man with a hat", and equal phrases stand in the prompt in the order of `subjects`. Otherwise a phrase
+    that occurs twice counts where it occurs first; one that the tokenizer melts into its neighbours has no positions.
     """
     silent = set(_tokens(tokenize("")))
     spoken = [(position, token) for position, token in enumerate(_tokens(tokenize(prompt))) if token not in silent]
-    positions = {}
-    for name, phrase in subjects.items():
-        wanted = [token for token in _tokens(tokenize(phrase)) if token not in silent]
-        starts = (i for i in range(len(spoken)) if [token for _, token in spoken[i : i + len(wanted)]] == wanted)
-        first = next(starts, None)
-        found = [] if first is None else spoken[first : first + len(wanted)]
-        positions[name] = [position for position, _ in found]
-    return positions
+    tokens = [token for _, token in spoken]
+    phrases = {
+        name: [token for token in _tokens(tokenize(phrase)) if token not in silent] for name, phrase in subjects.items()
+    }
+    taken: set[int] = set()
+    runs = dict.fromkeys(subjects, range(0))
+    for name in sorted(phrases, key=lambda name: -len(phrases[name])):
+        runs[name] = _first_run(tokens, phrases[name], taken)
+        taken.update(runs[name])
+    return {name: [spoken[index][0] for index in run] for name, run in runs.items()}
+
+
+def _first_run(tokens: Sequence[int], wanted: Sequence[int], taken: Container[int]) -> range:
+    """Where `wanted` first stands in `tokens` with no index `taken`; empty if nowhere."""
+    for start in range(len(tokens) - len(wanted) + 1):
+        run = range(start, start + len(wanted))
+        if tokens[start : run.stop] == wanted and not any(index in taken for index in run):
+            return run
+    return range(0)
 
 
 def _tokens(tokens: Tokens) -> Iterable[int]:

@@ -1,6 +1,7 @@
 """Which tokens of a prompt tell of a character, with the host's own tokenizers."""
 
 import pytest
+from storydiffusion.nodes.story_text import parse_story
 from storydiffusion.nodes.subject_tokens import phrase_positions, subject_positions
 
 
@@ -19,6 +20,51 @@ def test_positions_are_those_of_the_description_and_the_token_behind(checkpoint,
     assert {name: [tokens[i] for i in at] for name, at in found.items()} == {"Bob": bob, "Ann": ann, "Eve": []}
     phrases = phrase_positions(clip.tokenize, prompt, subjects)
     assert phrases == {"Bob": found["Bob"][:-1], "Ann": found["Ann"][:-1], "Eve": []}
+
+
+HAT, MAN = "a man with a hat", "a man"
+
+
+@pytest.mark.parametrize("sheet", ["[Bob] a man\n[Carl] a man with a hat", "[Carl] a man with a hat\n[Bob] A man"])
+@pytest.mark.parametrize(
+    ("story", "prompt"),
+    [
+        ("[Carl] and [Bob] dance", f"{HAT} and {MAN}, dance"),
+        ("[Bob] and [Carl] dance", f"{MAN} and {HAT}, dance"),
+    ],
+)
+def test_a_phrase_within_anothers_phrase_is_not_its_own(tiny_sd15, sheet, story, prompt):
+    (panel,) = parse_story(story, sheet).panels
+    assert panel.prompt.lower() == prompt
+    carl, bob = ([1, 2, 3, 4, 5], [7, 8]) if prompt.startswith(HAT) else ([4, 5, 6, 7, 8], [1, 2])
+    assert phrase_positions(tiny_sd15[1].tokenize, panel.prompt, panel.subjects) == {"Carl": carl, "Bob": bob}
+
+
+@pytest.mark.parametrize(
+    ("story", "prompt", "bob", "carl"),
+    [
+        ("[Bob] and [Carl] dance", "a man and a man, dance", [1, 2], [4, 5]),
+        ("[Carl] and [Bob] dance", "a man and a man, dance", [4, 5], [1, 2]),
+        ("a dog sees [Carl] and [Bob]", "a dog sees a man and a man", [7, 8], [4, 5]),
+        # Whom the sentence names without describing is described in front of it, and so comes first in the prompt.
+        ("a dog sees [Carl] and [Bob]'s hat", "a man, a dog sees a man and Bob's hat", [1, 2], [7, 8]),
+        ("[Carl]'s dog sees [Bob] and [Carl]", "Carl's dog sees a man and a man", [5, 6], [8, 9]),
+    ],
+)
+def test_equal_phrases_stand_in_the_order_of_the_prompt(tiny_sd15, story, prompt, bob, carl):
+    (panel,) = parse_story(story, "[Bob] a man\n[Carl] a man").panels
+    assert panel.prompt == prompt
+    assert phrase_positions(tiny_sd15[1].tokenize, prompt, panel.subjects) == {"Bob": bob, "Carl": carl}
+
+
+def test_a_name_within_anothers_name(tiny_sd15):
+    (panel,) = parse_story("[Ann Lee] and [Ann] dance").panels
+    assert phrase_positions(tiny_sd15[1].tokenize, panel.prompt, panel.subjects) == {"Ann Lee": [1, 2], "Ann": [4]}
+
+
+def test_a_phrase_that_occurs_once_is_nobody_elses(tiny_sd15):
+    found = phrase_positions(tiny_sd15[1].tokenize, "a man with a hat", {"Bob": MAN, "Carl": HAT})
+    assert found == {"Bob": [], "Carl": [1, 2, 3, 4, 5]}
 
 
 def test_the_token_behind_is_nobody_elses_and_no_end_of_the_prompt(tiny_sd15):
