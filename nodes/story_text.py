@@ -11,7 +11,8 @@ Where a character's description goes: tags in front of the text are labels and b
 walks in the forest" (or "A and B, ..."). A tag inside the sentence is a word of it: "a man with a red cap,
 gives a girl, wearing a blue dress, a flower", so that a text encoder reads who does what to whom. A
 description appears once per panel; later tags of the same character, and a possessive ([Bob]'s dog), become
-the name. Without a sheet every tag becomes the name.
+the name. Without a sheet every tag becomes the name. In Chinese, Japanese and Korean text the words that stand for a
+character are kept apart from their neighbours by a space: [小明]和[小红]跳舞 becomes "小明 和 小红 跳舞".
 
 Marks typed on a CJK keyboard (【Bob】, ［Bob］, ＃) mean the same. `\\[`, `\\]`, `\\#` are plain characters.
 """
@@ -37,6 +38,7 @@ _NO_CHARACTER = "nc"
 _MARKS = str.maketrans("【】［］", "[][]")
 _HASH = re.compile(r"(?<!\\)[#＃]")
 _TAG = re.compile(r"(?<!\\)\[([^\[\]]*)\]")
+_TAGS_THAT_TOUCH = re.compile(r"(?<!\\)\](?=\[)")
 _BRACKET = re.compile(r"(?<!\\)[\[\]]")
 _BETWEEN_LABELS = re.compile(r"(?:\s|[,，、&:：]|\band\b)*")
 # A tag that runs on into CJK text or a possessive is a word of the sentence: 【ボブ】が走る, [Bob]'s dog.
@@ -206,13 +208,13 @@ def _panel(passage: Passage, cast: _Cast, present: tuple[str, ...], style: str) 
     if not tags:
         labels = list(present)
     described = dict.fromkeys(labels)
-    action = _write_names(text, cast, where, cast.sheet, described).rstrip(_TRAILING)
+    action = _write_names(text, cast, where, described).rstrip(_TRAILING)
     # Whoever the sentence names without describing (a possessive) is described in front of it.
     labels += [name for name in named if name in cast.sheet and name not in described]
     prompt = _with_labels(labels, cast.sheet, action)
     caption = passage.caption
     if caption is None:
-        caption = _write_names(text, cast, where, {}, {})
+        caption = _write_names(text, cast, where)
     characters = () if None in tags else named or present
     in_prompt = [name for name in dict.fromkeys([*labels, *described, *characters]) if name in characters]
     subjects = {name: cast.sheet.get(name, name) for name in in_prompt if name != UNNAMED_CHARACTER}
@@ -234,28 +236,43 @@ def _split_labels(text: str, cast: _Cast, where: str) -> tuple[list[str], str]:
     return labels, text[end:].lstrip(" \t\u3000,，、:：")
 
 
-def _write_names(text: str, cast: _Cast, where: str, sheet: dict[str, str], described: dict[str, None]) -> str:
-    """Write every tag of `text` as words: the description the first time, then the name; NC as nothing.
+def _write_names(text: str, cast: _Cast, where: str, described: dict[str, None] | None = None) -> str:
+    """Write every tag of `text` as words: NC as nothing, others as the name.
 
-    Adds the names it describes to `described`.
+    For a prompt, where `described` is given, a character that isn't in it yet gets its description, and is added.
     """
+
+    if described is not None:
+        text = _TAGS_THAT_TOUCH.sub("] ", text)
 
     def words(tag: re.Match[str]) -> str:
         name = cast.resolve(tag[1], where)
         if name is None:
             return ""
-        following = text[tag.end() : tag.end() + 1]
+        before, behind = text[: tag.start()], text[tag.end() :]
+        following = behind[:1]
         space = " " if following.isalnum() and not _GLUED.match(following) else ""
-        if name not in sheet or name in described or following in ("'", "’"):
+        if described is None or name in described or (name in cast.sheet and following in ("'", "’")):
             return name + space
         described[name] = None
-        description = sheet[name]
+        phrase = cast.sheet.get(name, name)
+        after = space or _gap(phrase, behind)
         # "a girl, wearing a blue dress, a flower": the clause has to end before the sentence goes on.
-        if re.search("[,，、]", description) and (following.isspace() or following.isalnum()):
-            return description + ("," if language_of(description) == "en" else "，") + space
-        return description + space
+        if name in cast.sheet and re.search("[,，、]", phrase) and (following.isspace() or following.isalnum()):
+            after = ("," if language_of(phrase) == "en" else "，") + space
+        return _gap(before, phrase) + phrase + after
 
     return _unescape(" ".join(_TAG.sub(words, text).split()))
+
+
+def _gap(left: str, right: str) -> str:
+    """What keeps apart two texts that meet: a space where CLIP's tokenizer would read on over the seam in CJK text.
+
+    It takes letters that touch for one word, which in CJK text is a whole clause, and then there are no tokens that
+    tell of a character and of nothing else.
+    """
+    seam = unicodedata.normalize("NFC", left)[-1:], right[:1]
+    return " " if all(letter.isalpha() for letter in seam) and language_of("".join(seam)) != "en" else ""
 
 
 def _with_labels(labels: list[str], sheet: dict[str, str], action: str) -> str:

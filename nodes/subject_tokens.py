@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -39,20 +40,28 @@ def phrase_positions(
     A phrase is looked for as a run of tokens, so that weights such as "(a man:1.2)" and the start and end tokens
     between two chunks of a long prompt don't hide it. No token is two characters': "a man" isn't looked for within
     another's "a man with a hat", and equal phrases stand in the prompt in the order of `subjects`. Otherwise a phrase
-    that occurs twice counts where it occurs first; one that the tokenizer melts into its neighbours has no positions.
+    that occurs twice counts where it occurs first. Marks at its ends may be missing: the tokenizer melts the last one
+    of 'a man called "Bo"' with a comma behind. A phrase whose letters touch others is melted whole, and not found.
     """
     silent = set(_tokens(tokenize("")))
     spoken = [(position, token) for position, token in enumerate(_tokens(tokenize(prompt))) if token not in silent]
     tokens = [token for _, token in spoken]
-    phrases = {
-        name: [token for token in _tokens(tokenize(phrase)) if token not in silent] for name, phrase in subjects.items()
-    }
+
+    def words(phrase: str) -> list[int]:
+        return [token for token in _tokens(tokenize(phrase)) if token not in silent]
+
     taken: set[int] = set()
     runs = dict.fromkeys(subjects, range(0))
-    for name in sorted(phrases, key=lambda name: -len(phrases[name])):
-        runs[name] = _first_run(tokens, phrases[name], taken)
+    for name in sorted(subjects, key=lambda name: -len(words(subjects[name]))):
+        phrase = subjects[name]
+        runs[name] = _first_run(tokens, words(phrase), taken) or _first_run(tokens, words(_bare(phrase)), taken)
         taken.update(runs[name])
     return {name: [spoken[index][0] for index in run] for name, run in runs.items()}
+
+
+def _bare(phrase: str) -> str:
+    """`phrase` from its first letter or digit to its last."""
+    return re.sub(r"^[\W_]+|[\W_]+$", "", phrase)
 
 
 def _first_run(tokens: Sequence[int], wanted: Sequence[int], taken: Container[int]) -> range:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from storydiffusion.nodes.sentences import language_of, split_sentences
 from storydiffusion.nodes.story_text import UNNAMED_CHARACTER, Panel, parse_characters, parse_story
@@ -154,9 +156,9 @@ def test_chinese_story() -> None:
         "【鲍勃】醒来。他走了。[鲍勃]给[爱丽丝]一朵花。", "【鲍勃】：戴红帽子的男人\n[爱丽丝] 女孩，穿蓝裙子"
     )
     assert [(panel.prompt, panel.caption) for panel in story] == [
-        ("戴红帽子的男人醒来", "鲍勃醒来。"),
+        ("戴红帽子的男人 醒来", "鲍勃醒来。"),
         ("戴红帽子的男人, 他走了", "他走了。"),
-        ("戴红帽子的男人给女孩，穿蓝裙子，一朵花", "鲍勃给爱丽丝一朵花。"),
+        ("戴红帽子的男人 给 女孩，穿蓝裙子，一朵花", "鲍勃给爱丽丝一朵花。"),
     ]
 
 
@@ -167,8 +169,25 @@ def test_wrapped_lines_join_without_a_space_in_chinese_and_japanese() -> None:
 
 
 def test_korean_and_japanese_particles_stay_with_the_name() -> None:
-    assert panels("[밥]은 걷는다")[0] == Panel("밥은 걷는다", "밥은 걷는다", ("밥",))
-    assert panels("【ボブ】が走る", "【ボブ】 赤い帽子の男")[0] == Panel("赤い帽子の男が走る", "ボブが走る", ("ボブ",))
+    assert panels("[밥]은 걷는다")[0] == Panel("밥 은 걷는다", "밥은 걷는다", ("밥",))
+    assert panels("【ボブ】が走る", "【ボブ】 赤い帽子の男")[0] == Panel("赤い帽子の男 が走る", "ボブが走る", ("ボブ",))
+
+
+@pytest.mark.parametrize(
+    ("story", "prompt"),
+    [
+        ("[小明]和[小红]跳舞", "小明 和 小红 跳舞"),
+        ("[小明]看见[小红]，小红看见[小明]", "小明 看见 小红，小红看见小明"),  # the first time is enough
+        ("看[小明][小红]跳舞", "看 小明 小红 跳舞"),
+        ("然后[Bob]走了，[Bob]笑了", "然后 Bob 走了，Bob笑了"),
+        ("「[小明]」在3号", "「小明」在3号"),  # marks and digits are words of their own
+        ("[밥]과 [앨리스]는 걷는다", "밥 과 앨리스 는 걷는다"),
+        ("They see super[Ann] and [小红] dance", "They see superAnn and 小红 dance"),
+    ],
+)
+def test_names_stand_apart_in_cjk_prompts_and_as_written_in_captions(story: str, prompt: str) -> None:
+    (panel,) = panels(story, split_by="line")
+    assert (panel.prompt, panel.caption) == (prompt, re.sub(r"[\[\]]", "", story))
 
 
 def test_styles() -> None:

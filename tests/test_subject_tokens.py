@@ -57,6 +57,54 @@ def test_equal_phrases_stand_in_the_order_of_the_prompt(tiny_sd15, story, prompt
     assert phrase_positions(tiny_sd15[1].tokenize, prompt, panel.subjects) == {"Bob": bob, "Carl": carl}
 
 
+CJK_STORIES = [
+    "[小明]和[小红]跳舞",
+    "夜里【小红】看见【小明】的狗。[小红]笑了",
+    "[小明][小红]跳舞",
+    "「[小明]」と「[小红]」が踊る",
+    "[小明]が[小红]に花をあげる",
+    "[小明]은 [小红]과 춤을 춘다",
+    "雨の中[小红]",
+    "狗看[小明][小红]",
+]
+
+
+@pytest.mark.parametrize("checkpoint", ["tiny_sd15", "tiny_sdxl"])
+@pytest.mark.parametrize(
+    "sheet",
+    [
+        "[小明] 戴红帽子的男人\n[小红] 女孩，穿蓝裙子",
+        "[小明] 戴红帽子的男人\n[小红] 戴红帽子的男人和狗",
+        "[小明] a man in a red cap\n[小红] 女孩",
+        "[小明] 赤い帽子の男\n[小红] 青い服のショウジョ",
+        "[小明] 빨간 모자를 쓴 남자\n[小红] 소녀",
+        "",
+    ],
+)
+def test_characters_of_cjk_stories_are_found(checkpoint, sheet, request):
+    """The tokenizer reads letters that touch as one word: each phrase has to stand alone in the prompt."""
+    tokenize = request.getfixturevalue(checkpoint)[1].tokenize
+    silent = token_ids(tokenize, "")
+    for story in CJK_STORIES:
+        (panel,) = parse_story(story, sheet, split_by="line", style="comic book").panels
+        tokens = token_ids(tokenize, panel.prompt)
+        found = phrase_positions(tokenize, panel.prompt, panel.subjects)
+        for name, phrase in panel.subjects.items():
+            expected = [token for token in token_ids(tokenize, phrase) if token not in silent]
+            assert [tokens[at] for at in found[name]] == expected, (panel.prompt, name)
+
+
+def token_ids(tokenize, text):
+    return [token for chunk in next(iter(tokenize(text).values())) for token, _ in chunk]
+
+
+@pytest.mark.parametrize("description", ['a man called "Bo"', "戴帽子的男人（老）", "“老王”", "a (tall:1.2) man!"])
+def test_marks_that_melt_with_those_around_them_hide_nobody(tiny_sd15, description):
+    for story in ("[Bob] walks", "他说，[Bob]，[Ann]", "he said, “[Bob]”, [Ann]"):
+        (panel,) = parse_story(story, f"[Bob] {description}\n[Ann] a girl", split_by="line").panels
+        assert all(phrase_positions(tiny_sd15[1].tokenize, panel.prompt, panel.subjects).values()), panel.prompt
+
+
 def test_a_name_within_anothers_name(tiny_sd15):
     (panel,) = parse_story("[Ann Lee] and [Ann] dance").panels
     assert phrase_positions(tiny_sd15[1].tokenize, panel.prompt, panel.subjects) == {"Ann Lee": [1, 2], "Ann": [4]}
