@@ -50,7 +50,7 @@ def contact_sheet(
     if len(captions) != count:
         raise ValueError(
             f"There are {count} images, but the story has {len(captions)} panels. Give one image per panel: "
-            "connect panel_count to the batch size of the empty latent."
+            "connect panel_count to the batch_size of the empty latent, and to the length of a Get Image from Batch."
         )
     if columns < 0:
         raise ValueError(f"columns is {columns}. Use 0 for automatic, or the number of panels in a row.")

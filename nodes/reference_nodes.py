@@ -63,13 +63,14 @@ class StoryAddReferencePanels(io.ComfyNode):
             outputs=[
                 StoryType.Output(
                     display_name="story",
-                    tooltip="References and panels, for Encode Story Prompts and Apply Consistent Self-Attention.",
+                    tooltip="References and panels, for Encode Story Prompts and Apply Consistent Self-Attention. "
+                    "Story Contact Sheet takes that of Story Prompt Splitter.",
                 ),
                 io.Latent.Output(display_name="latent", tooltip="References and panels, for the KSampler."),
                 io.Int.Output(
                     display_name="reference_count",
-                    tooltip="Number of pictures in front. To keep the panels only, connect it to batch_index of "
-                    "Get Image from Batch after decoding.",
+                    tooltip="Number of pictures in front. To keep the panels only, put Get Image from Batch after "
+                    "decoding, with this as batch_index and panel_count of Story Prompt Splitter as length.",
                 ),
             ],
         )

@@ -18,7 +18,7 @@ def add_reference_rows(latent: Latent, references: torch.Tensor) -> Latent:
     """Put encoded pictures (R, C, H, W) in front of the rows of `latent`.
 
     The new noise mask keeps the references as they are (0) and leaves the panels to the sampler (1, or their own
-    mask). Panels keep the noise they would have without references: `batch_index` numbers them from 0 as before.
+    mask). Panels begin from the noise they would have without references: `batch_index` numbers them from 0 as before.
 
     Raises:
         ValueError: if the references are of another size than the latent.

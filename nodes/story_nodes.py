@@ -145,6 +145,7 @@ class StoryContactSheet(io.ComfyNode):
     @classmethod
     def execute(cls, images: torch.Tensor, story: Story, columns: int) -> io.NodeOutput:
         """Lay the page out; a caption that no font can draw is warned of in the log and on the node."""
+        _require_the_panels_own_story(images.shape[0], story)
         page, warning = contact_sheet(images, [panel.caption for panel in story.panels], columns)
         if warning:
             logging.warning("Story Contact Sheet: %s", warning)
@@ -154,3 +155,14 @@ class StoryContactSheet(io.ComfyNode):
             PromptServer.instance.send_progress_text(warning or size, cls.hidden.unique_id)
         # For those who run it headless: the warning is in the job's history.
         return io.NodeOutput(page, ui=ui.PreviewText(warning) if warning else None)
+
+
+def _require_the_panels_own_story(images: int, story: Story) -> None:
+    """Refuse the story of Add Reference Panels with the panels alone: its captions begin with those of the pictures."""
+    references = sum(panel.is_reference for panel in story.panels)
+    if references and images != len(story.panels):
+        raise ValueError(
+            f"There are {images} images, but this story has {len(story.panels)} panels, of which {references} are "
+            f"reference pictures. Connect the story of Story Prompt Splitter, not that of Add Reference Panels, and "
+            f"take the panels alone with Get Image from Batch: reference_count to batch_index, panel_count to length."
+        )

@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io
 from storydiffusion.nodes.caption_fonts import BUNDLED_FONT
 from storydiffusion.nodes.contact_sheet import contact_sheet
+from storydiffusion.nodes.reference_panels import add_reference_panels
 from storydiffusion.nodes.story_nodes import StoryContactSheet, StoryPromptSplitter
 from storydiffusion.nodes.story_text import Story, parse_story
 
@@ -68,6 +69,15 @@ def test_contact_sheet_writes_the_captions() -> None:
     assert output.ui is None
     with pytest.raises(ValueError, match="There are 1 images, but the story has 2 panels"):
         StoryContactSheet.execute(images[:1], story, 0)
+
+
+def test_contact_sheet_of_panels_drawn_after_pictures() -> None:
+    story = split().args[0]
+    with_picture = add_reference_panels(story, split(story="[Bob] stands").args[0], 2.0)
+    advice = r"2 images, but this story has 3 panels, of which 1 are.*Connect the story of Story Prompt Splitter"
+    with pytest.raises(ValueError, match=advice):
+        StoryContactSheet.execute(torch.rand(2, 64, 64, 3), with_picture, 0)
+    StoryContactSheet.execute(torch.rand(3, 64, 64, 3), with_picture, 0)  # the picture on the sheet too
 
 
 def test_contact_sheet_warns_in_log_and_result(caplog: pytest.LogCaptureFixture) -> None:
