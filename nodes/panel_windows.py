@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .story_text import UNNAMED_CHARACTER
+
 
 @dataclass(frozen=True)
 class PanelWindow:
@@ -22,6 +24,8 @@ class PanelWindow:
 
 def plan_windows(casts: Sequence[Sequence[str]], window: int) -> list[PanelWindow]:
     """Cut a story into windows of at most `window` panels; `casts` names the characters of each panel.
+
+    Where nobody has a name, one character without any, "" or `UNNAMED_CHARACTER`, stands for all.
 
     Every panel is owned by exactly one window; an anchor that a window only reads is computed again there. With A
     anchors per window that is at most window / (window - A) times the work of one batch.
@@ -41,8 +45,8 @@ def plan_windows(casts: Sequence[Sequence[str]], window: int) -> list[PanelWindo
         needed = {panel, *(anchors[character] for character in cast)}
         if len(needed) > window:
             raise ValueError(
-                f"window is {window}, but panel {panel + 1} needs {len(needed)} panels at once: itself and the panels "
-                f"in which its characters ({', '.join(cast)}) first appear. Set window to {len(needed)} or more."
+                f"window is {window}, but panel {panel + 1} needs {len(needed)} panels at once: itself and "
+                f"{_anchors_in_words(cast)}. Set window to {len(needed)} or more."
             )
         if len(members | needed) > window:
             windows.append(PanelWindow(tuple(sorted(members)), tuple(owned)))
@@ -50,3 +54,10 @@ def plan_windows(casts: Sequence[Sequence[str]], window: int) -> list[PanelWindo
         members |= needed
         owned.append(panel)
     return [*windows, PanelWindow(tuple(sorted(members)), tuple(owned))]
+
+
+def _anchors_in_words(cast: Sequence[str]) -> str:
+    names = [name for name in cast if name not in ("", UNNAMED_CHARACTER)]
+    if not names:
+        return "the one that it is drawn after"
+    return f"the panels in which its characters ({', '.join(names)}) first appear"

@@ -1,8 +1,8 @@
 """The paper's own sliding window, at the level of one attention layer. Host-free.
 
-The pack doesn't draw with it: attention slides, but the rest of the model still sees the whole story, so memory grows
-with it, and every layer costs about as much as `window` times plain attention. `panel_windows.py` is what the nodes
-use. This is here to compare with.
+No node calls this, and none draws with it: it is Algorithm 1 as a tested pure function, kept for those who compare
+with the paper. The nodes use `panel_windows.py` instead: here attention slides, but the rest of the model still sees
+the whole story, so memory grows with it, and every layer costs about as much as `window` times plain attention.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Long stories in windows: the plan, and the host's UNet evaluated by it."""
 
 import functools
+import re
 
 import comfy.sample
 import comfy.samplers
@@ -8,7 +9,7 @@ import pytest
 import torch
 from storydiffusion.nodes.attention_nodes import StoryApplyConsistentSelfAttention
 from storydiffusion.nodes.panel_windows import PanelWindow, plan_windows
-from storydiffusion.nodes.story_text import Panel, Story
+from storydiffusion.nodes.story_text import UNNAMED_CHARACTER, Panel, Story
 
 
 def test_one_character_is_anchored_by_its_first_panel():
@@ -42,6 +43,16 @@ def test_every_panel_is_owned_once_and_the_extra_work_is_bounded(window, panels)
 def test_window_too_small_for_a_panel():
     with pytest.raises(ValueError, match=r"window is 2, but panel 3 needs 3 panels at once.*Ann, Bob.*3 or more"):
         plan_windows([("Ann",), ("Bob",), ("Ann", "Bob")], 2)
+
+
+@pytest.mark.parametrize("name", ["", UNNAMED_CHARACTER])
+def test_window_too_small_where_nobody_has_a_name(name):
+    complaint = (
+        "window is 1, but panel 2 needs 2 panels at once: itself and the one that it is drawn after. "
+        "Set window to 2 or more."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(complaint)}$"):
+        plan_windows([(name,)] * 2, 1)
 
 
 @functools.cache  # a full-size text encoder on a CPU costs more than the sampling
