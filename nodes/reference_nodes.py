@@ -95,7 +95,11 @@ class StoryAddReferencePanels(io.ComfyNode):
                 f"The story has {panels} panels, but the latent batch has {rows}. Connect panel_count of Story Prompt "
                 f"Splitter to batch_size of the empty latent."
             )
-        described = parse_story(references, characters, split_by="line")
+        if not references.strip():
+            raise ValueError(
+                "references is empty. Write one line for each picture, as in '[Bob] stands in front of a white wall'."
+            )
+        described = parse_story(references, characters, split_by="line", field="References")
         if len(described.panels) != images.shape[0]:
             raise ValueError(
                 f"references describes {len(described.panels)} pictures, but images holds {images.shape[0]}. Write one "

@@ -120,22 +120,23 @@ def parse_story(
     split_by: str = "auto",
     style: str = "none",
     negative: str = "",
+    field: str = "Story",
 ) -> Story:
     """Cut `story` into panels (see `split_passages`) and write each panel's prompt.
 
     A panel that names no character keeps those of the last panel that named one; `[NC]` empties its own panel
-    only. A sheet of a single character applies to the whole of a story without tags.
+    only. A sheet of a single character applies to the whole of a story without tags. `field` is how errors call
+    the input that holds the text.
 
     Raises ValueError for an empty story and, naming the line, for a panel without text, a bracket without its
     partner, and a `[Name]` that the given sheet does not describe.
     """
     style_named(style)
-    sheet = parse_characters(characters)
-    cast = _Cast(sheet)
+    cast = _Cast(parse_characters(characters), field)
     lines = [_story_line(number, source, cast) for number, source in _numbered_lines(story)]
     if not lines:
         raise ValueError("The story is empty. Write one line per panel, as in '[Bob] walks in the forest'.")
-    present = _characters_before_first_tag(lines, sheet)
+    present = _characters_before_first_tag(lines, cast)
     panels = []
     for passage in split_passages(lines, split_by):
         panel, present = _panel(passage, cast, present, style)
@@ -144,10 +145,11 @@ def parse_story(
 
 
 class _Cast:
-    """Resolves tags to names: case, spacing and full-width letters do not make a different character."""
+    """Resolves the tags of one input: case, spacing and full-width letters do not make a different character."""
 
-    def __init__(self, sheet: dict[str, str]) -> None:
+    def __init__(self, sheet: dict[str, str], field: str) -> None:
         self.sheet = sheet
+        self.field = field
         self._names = {_key(name): name for name in sheet}
 
     def resolve(self, tag: str, where: str) -> str | None:
@@ -169,7 +171,7 @@ def _numbered_lines(text: str) -> list[tuple[int, str]]:
 
 
 def _story_line(number: int, source: str, cast: _Cast) -> Passage:
-    where = f"Story, line {number} ({source!r})"
+    where = f"{cast.field}, line {number} ({source!r})"
     text, mark, caption = source, _HASH.search(source), None
     if mark:
         text, caption = source[: mark.start()].rstrip(), _unescape(source[mark.end() :].strip())
@@ -181,7 +183,8 @@ def _story_line(number: int, source: str, cast: _Cast) -> Passage:
     return Passage(number, text, caption)
 
 
-def _characters_before_first_tag(lines: list[Passage], sheet: dict[str, str]) -> tuple[str, ...]:
+def _characters_before_first_tag(lines: list[Passage], cast: _Cast) -> tuple[str, ...]:
+    sheet = cast.sheet
     tags = [tag for line in lines for tag in _TAG.findall(line.text)]
     if any(_key(tag) != _NO_CHARACTER for tag in tags):
         return ()
@@ -189,15 +192,15 @@ def _characters_before_first_tag(lines: list[Passage], sheet: dict[str, str]) ->
         return (UNNAMED_CHARACTER,)
     if len(sheet) > 1 and not all(_TAG.search(line.text) for line in lines):
         raise ValueError(
-            f"The characters field describes {as_tags(sheet)}, but the story names none of them. Write the "
-            f"tag where a character enters, as in '[{next(iter(sheet))}] walks in the forest'."
+            f"The characters field describes {as_tags(sheet)}, but the {cast.field.lower()} field names none of them. "
+            f"Write the tag where a character enters, as in '[{next(iter(sheet))}] walks in the forest'."
         )
     return tuple(sheet) if len(sheet) == 1 else ()
 
 
 def _panel(passage: Passage, cast: _Cast, present: tuple[str, ...], style: str) -> tuple[Panel, tuple[str, ...]]:
     """The panel of `passage`, and the characters that a next panel without tags keeps."""
-    where = f"Story, line {passage.line} ({passage.text or '#' + (passage.caption or '')!r})"
+    where = f"{cast.field}, line {passage.line} ({passage.text or '#' + (passage.caption or '')!r})"
     tags = [cast.resolve(tag, where) for tag in _TAG.findall(passage.text)]
     named = tuple(dict.fromkeys(name for name in tags if name is not None))
     if None in tags and named:

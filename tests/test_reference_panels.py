@@ -194,6 +194,18 @@ class TestErrors:
         with pytest.raises(ValueError, match="references describes 1 pictures, but images holds 2"):
             add(tiny_sd15[2], pictures=images(2))
 
+    @pytest.mark.parametrize(
+        ("references", "complaint"),
+        [
+            ("\n", "^references is empty"),
+            ("[Bob] stands\n[Rob] sits", r"References, line 2 \('\[Rob\] sits'\): \[Rob\] is not in the characters"),
+            ("a white wall", r"describes \[Bob\], \[Ann\], but the references field names none of them"),
+        ],
+    )
+    def test_text_errors_name_this_nodes_input(self, references, complaint):
+        with pytest.raises(ValueError, match=complaint):
+            add_story(references=references)
+
     def test_number_of_panels(self, tiny_sd15):
         with pytest.raises(ValueError, match="story has 3 panels, but the latent batch has 2"):
             add(tiny_sd15[2], latent={"samples": torch.zeros(2, 4, 8, 8)})

@@ -218,7 +218,7 @@ def test_styles() -> None:
         ("[Bob] walks\n[] runs", r"line 2 .*: the tag \[\] is empty"),
         ("[Bob] walks\nsees [Carl]", r"line 2 \('sees \[Carl\]'\): \[Carl\] is not .* \[Bob\], \[Alice\]"),
         ("[NC] [Bob] walks", r"line 1 .*: \[NC\] says"),
-        ("walks\nruns", r"describes \[Bob\], \[Alice\], but the story names none"),
+        ("walks\nruns", r"describes \[Bob\], \[Alice\], but the story field names none"),
     ],
 )
 def test_story_errors_name_the_line(story: str, message: str) -> None:
