@@ -96,7 +96,9 @@ def evaluate_transitions(arguments: argparse.Namespace) -> None:
     assert isinstance(stage, DecodingStage)
     stage.to(arguments.device).eval()
     numbers = range(min(arguments.clips, len(clips)))
-    drawing = Drawing(config.preview_steps, config.preview_cfg, not arguments.free_ends, config.seed)
+    drawing = Drawing(
+        config.preview_steps, config.preview_cfg, not arguments.free_ends, config.seed, config.mixed_precision
+    )
     rows = compare_transitions(stage.motion, stage.denoiser, clips, numbers, load_measures(arguments), drawing)
     print(f"{len(numbers)} transitions (mean ± standard error)\n")
     print(format_table({name: summarise(scores) for name, scores in rows.items()}, VIDEO))

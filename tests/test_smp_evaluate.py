@@ -11,6 +11,7 @@ from pathlib import Path
 import lpips
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from storydiffusion.devtools.tiny_clips import tiny_config
 from storydiffusion.devtools.tiny_motion import motion_config, motion_tensors
@@ -31,7 +32,7 @@ from storydiffusion.smp.evaluation.models import LPIPS, CLIPScorer
 from storydiffusion.smp.evaluation.poses import PoseReader
 from storydiffusion.smp.evaluation.published import IMAGES, VIDEO
 from storydiffusion.smp.evaluation.report import format_table, mean_of, summarise
-from storydiffusion.smp.training.config import TrainConfig
+from storydiffusion.smp.training.config import Precision, TrainConfig
 from torch import Tensor
 
 # Formulas
@@ -242,7 +243,9 @@ def test_clip_scorer_embeds_as_the_encoder_does_and_texts_too(clip_weights: Path
     assert not torch.allclose(texts[0], texts[1])
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_from_videos_to_a_table_by_the_commands_alone(
+    precision: Precision,
     tmp_path: Path,
     lpips_weights: Path,
     clip_weights: Path,
@@ -255,14 +258,16 @@ def test_from_videos_to_a_table_by_the_commands_alone(
     write_sd15(tmp_path / "sd15")
     module = motion_tensors(motion_config(UNET_WIDTHS, res_blocks=1), dtype=torch.float32)
     torch.save({"state_dict": {f"module.{name}": value for name, value in module.items()}}, tmp_path / "mm.ckpt")
-    config = end_to_end_config(tmp_path)
+    config = replace(end_to_end_config(tmp_path), mixed_precision=precision)
     path = tmp_path / "run.json"
     path.write_text(json.dumps(config.to_dict()), encoding="utf-8")
     encoder = ["--encoder", clip_weights, "--encoder-model", CLIP_MODEL, "--device", "cpu"]
     shape = ["--frames", "3", "--stride", "2", "--size", "64"]
     words = ["embeddings", tmp_path / "videos", tmp_path / "clips", "--config", path, *encoder, *shape]
     assert run(monkeypatch, prepare_command, *words) == 0
+    AcceleratorState._reset_state()  # one process, one precision, were it not for the tests before
     assert run(monkeypatch, train, "--config", path) == 0
+    AcceleratorState._reset_state()
     assert {file.name for file in (tmp_path / "run").glob("*.safetensors")} == {
         "smp.safetensors",
         "motion_module.safetensors",

@@ -12,7 +12,9 @@ from tqdm.auto import tqdm
 from ..interpolation import interpolate_linear
 from ..model import SemanticMotion
 from ..training.clips import Clip, ClipDataset, generator_at
+from ..training.config import Precision
 from ..training.denoiser import Denoiser
+from ..training.precision import autocast
 from ..training.sampling import Conditioning, sample_clips
 from .clip_scores import Measures, Scores, clip_scores
 
@@ -29,12 +31,14 @@ class Drawing:
         cfg: guidance scale (the paper's 7.5).
         hold_ends: first and last frame are held at the true ones, as SMP Video Decode holds its panels.
         seed: of the noise.
+        precision: the config's; the denoiser's frozen weights were cast to it.
     """
 
     steps: int = 50
     cfg: float = 7.5
     hold_ends: bool = True
     seed: int = 0
+    precision: Precision = "no"
 
 
 def compare_transitions(
@@ -90,15 +94,16 @@ def _score(
     frames = true["tokens"].shape[1]
     tokens = way(true["tokens"][:, 0], true["tokens"][:, -1], frames)
     unconditional = motion.project(blank["tokens"].to(device)).expand(1, frames, -1, -1)
-    latents = sample_clips(
-        denoiser,
-        Conditioning(motion.project(tokens), true["text"]),
-        Conditioning(unconditional, blank["text"][None].to(device)),
-        noise.to(device),
-        steps=drawing.steps,
-        cfg=drawing.cfg,
-        ends=true["latents"][:, [0, -1]] if drawing.hold_ends else None,
-    )
+    with autocast(drawing.precision, device):
+        latents = sample_clips(
+            denoiser,
+            Conditioning(motion.project(tokens), true["text"]),
+            Conditioning(unconditional, blank["text"][None].to(device)),
+            noise.to(device),
+            steps=drawing.steps,
+            cfg=drawing.cfg,
+            ends=true["latents"][:, [0, -1]] if drawing.hold_ends else None,
+        )
     drawn, shown = (denoiser.to_pixels(x)[0].float().cpu() for x in (latents, true["latents"]))
     scores = clip_scores(drawn, measures, shown[-1])
     between = slice(1, -1) if frames > 2 else slice(None)
