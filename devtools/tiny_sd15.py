@@ -72,10 +72,11 @@ def write_open_clip(folder: Path) -> Path:
     return path
 
 
-def write_video(path: Path, frames: int, *, seed: int = 0, size: int = 48) -> None:
+def write_video(path: Path, frames: int, *, seed: int = 0, size: int = 48, title: str = "") -> None:
     """Write a bright square that crosses a dark picture."""
     shade = np.random.default_rng(seed).integers(20, 120, 3)
     with av.open(str(path), "w") as container:
+        container.metadata["title"] = title
         stream = container.add_stream("mpeg4", rate=8)
         stream.width, stream.height, stream.pix_fmt = size + 16, size, "yuv420p"
         for number in range(frames):

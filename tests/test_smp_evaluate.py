@@ -227,6 +227,9 @@ def test_a_folder_of_characters(
     assert "2 characters" in printed
     assert "| PhotoMaker (published) | 0.6541 | 0.8924 |" in printed
     assert printed.count("±") == 3  # the heading, and both measures
+    (tmp_path / "Bob" / "1.txt").write_bytes(b"\xff")
+    assert run(monkeypatch, evaluate, "images", tmp_path, *options) == 1
+    assert "Character Bob: 1.txt is not UTF-8: byte 0 is 0xff" in capsys.readouterr().err
     (tmp_path / "Bob" / "1.txt").unlink()
     assert run(monkeypatch, evaluate, "images", tmp_path, *options) == 1
     assert "Character Bob: Some panels have a prompt and some have none" in capsys.readouterr().err

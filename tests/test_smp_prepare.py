@@ -19,6 +19,7 @@ from storydiffusion.devtools.tiny_sd15 import (
 )
 from storydiffusion.smp import prepare as command
 from storydiffusion.smp.encoder import load_open_clip
+from storydiffusion.smp.evaluation import folders as evaluation
 from storydiffusion.smp.training import clip_files
 from storydiffusion.smp.training.clip_files import from_pictures
 from storydiffusion.smp.training.encode import SD15Encoder
@@ -134,6 +135,29 @@ def test_other_settings_in_the_same_folder_are_refused(
         (["clips", tmp_path / "out", tmp_path / "x"], "There are no videos in"),
     ):
         assert run(monkeypatch, *words) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_a_tag_in_an_old_encoding_costs_nothing_and_such_a_caption_its_video(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "videos"
+    source.mkdir()
+    write_video(source / "tagged.mp4", 12, title="Bogenhaus")
+    whole = (source / "tagged.mp4").read_bytes()
+    assert b"Bogenhaus" in whole
+    (source / "tagged.mp4").write_bytes(whole.replace(b"Bogenhaus", "Bögenhäus".encode("latin-1")))
+    write_video(source / "told.mp4", 12)
+    (source / "told.txt").write_bytes("ein Bögenhaus".encode("latin-1"))
+    assert run(monkeypatch, "clips", source, tmp_path / "out", *SHAPE) == 0
+    assert "2 clips in 1 shards; 1 broken files" in capsys.readouterr().out
+    broken = json.loads((tmp_path / "out" / "broken.json").read_text())
+    assert broken == {"told.mp4": "its caption told.txt is not UTF-8: byte 5 is 0xf6"}
+    assert evaluation.read_video(source / "tagged.mp4", 48).shape == (12, 48, 64, 3)
+
+    (tmp_path / "captions.csv").write_bytes("video,caption\ntold.mp4,Bögenhaus\n".encode("latin-1"))
+    for table, message in (("captions.csv", "captions.csv is not UTF-8"), ("none.csv", "There is no table")):
+        assert run(monkeypatch, "clips", source, tmp_path / "x", *SHAPE, "--captions", tmp_path / table) == 1
         assert message in capsys.readouterr().err
 
 

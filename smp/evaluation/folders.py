@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..training.videos import list_videos
+from ..training.videos import list_videos, open_video, read_text
 from .clip_scores import Measures, Scores, clip_scores
 from .image_scores import character_scores
 from .models import CLIPScorer
@@ -75,12 +75,12 @@ def _embed_prompts(panels: list[Path], clip: CLIPScorer) -> Tensor | None:
     missing = [path.name for path in texts if not path.is_file()]
     if missing and len(missing) < len(texts):
         raise ValueError(f"Some panels have a prompt and some have none; missing: {missing[:3]}.")
-    return None if missing else clip.embed_texts([path.read_text(encoding="utf-8").strip() for path in texts])
+    return None if missing else clip.embed_texts([read_text(path).strip() for path in texts])
 
 
 def read_video(path: Path, size: int) -> Tensor:
     """All frames, (F, H, W, 3) in [0, 1], the shorter side `size` pixels."""
-    with av.open(str(path)) as container:
+    with open_video(path) as container:
         frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
     if not frames:
         raise ValueError("it has no frames.")

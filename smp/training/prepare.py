@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from .atomic import PARTIAL, write_json
@@ -52,13 +53,8 @@ def video_source(
 
     def clips(first: int, problems: Problems) -> Iterator[RawClip]:
         for number, name in enumerate(names[first : first + videos_per_shard], start=first):
-            caption = caption_of(folder, name, captions)
-            problems.without_caption += not caption
-            try:
-                for index, frames in enumerate(cut_clips(folder / name, shape)):
-                    yield RawClip(f"{number:08d}-{index:02d}", caption, frames)
-            except BrokenVideoError as error:
-                problems.broken[name] = str(error)
+            for index, (caption, frames) in enumerate(_clips_of_video(folder, name, captions, shape, problems)):
+                yield RawClip(f"{number:08d}-{index:02d}", caption, frames)
 
     firsts = range(0, len(names), videos_per_shard)
     jobs = [
@@ -66,6 +62,19 @@ def video_source(
         for shard, first in enumerate(firsts)
     ]
     return Source(jobs, shape.frames, _digest([list(names), repr(shape), videos_per_shard]))
+
+
+def _clips_of_video(
+    folder: Path, name: str, captions: dict[str, str], shape: ClipShape, problems: Problems
+) -> Iterator[tuple[str, Tensor]]:
+    """Caption and frames of each clip; a broken video is noted."""
+    try:
+        caption = caption_of(folder, name, captions)
+        problems.without_caption += not caption
+        for frames in cut_clips(folder / name, shape):
+            yield caption, frames
+    except BrokenVideoError as error:
+        problems.broken[name] = str(error)
 
 
 def shard_source(reader: ShardReader) -> Source:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import torch
@@ -65,20 +67,46 @@ def list_videos(folder: Path) -> list[str]:
 
 
 def read_captions(table: Path) -> dict[str, str]:
-    """Captions by a video's relative name, from a CSV file with the columns `video` and `caption`."""
-    with table.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
-        if not {"video", "caption"} <= set(rows.fieldnames or ()):
-            raise ValueError(f"{table.name} has the columns {rows.fieldnames}; it needs 'video' and 'caption'.")
-        return {row["video"]: row["caption"] for row in rows}
+    """Captions by a video's relative name, from a CSV file with the columns `video` and `caption`.
+
+    Raises:
+        ValueError: no such file, not UTF-8, or other columns.
+    """
+    if not table.is_file():
+        raise ValueError(f"There is no table of captions at {table}.")
+    rows = csv.DictReader(io.StringIO(read_text(table), newline=""))
+    if not {"video", "caption"} <= set(rows.fieldnames or ()):
+        raise ValueError(f"{table.name} has the columns {rows.fieldnames}; it needs 'video' and 'caption'.")
+    return {row["video"]: row["caption"] for row in rows}
 
 
 def caption_of(folder: Path, name: str, captions: dict[str, str]) -> str:
-    """The table's caption, or else the text file beside the video, or else none: ''."""
+    """The table's caption, or else the text file beside the video, or else none: ''.
+
+    Raises:
+        BrokenVideoError: the text file is not UTF-8.
+    """
     if name in captions:
         return captions[name].strip()
     text = (folder / name).with_suffix(".txt")
-    return text.read_text(encoding="utf-8").strip() if text.is_file() else ""
+    try:
+        return read_text(text).strip() if text.is_file() else ""
+    except ValueError as error:
+        raise BrokenVideoError(f"its caption {error}") from error
+
+
+def read_text(path: Path) -> str:
+    """A text file's content; ValueError, with the name and the place, when it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        wrong = f"byte {error.start} is {error.object[error.start]:#04x}"
+        raise ValueError(f"{path.name} is not UTF-8: {wrong}") from error
+
+
+def open_video(path: Path) -> Any:
+    """PyAV's container. Its tags are in any encoding; nobody reads them here, so they must not stop anything."""
+    return av.open(str(path), metadata_errors="replace")
 
 
 def cut_clips(path: Path, shape: ClipShape) -> Iterator[Tensor]:
@@ -89,7 +117,7 @@ def cut_clips(path: Path, shape: ClipShape) -> Iterator[Tensor]:
     """
     count = 0
     try:
-        with av.open(str(path)) as container:
+        with open_video(path) as container:
             frames: list[Tensor] = []
             for index, frame in enumerate(container.decode(video=0)):
                 place = index % ((shape.frames - 1) * shape.stride + 1)
