@@ -8,8 +8,6 @@ Metadata: `format` = "storydiffusion-smp", `format_version`, and `config`, the `
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -19,6 +17,7 @@ from torch import Tensor
 from .config import SMPModelConfig
 from .injection import AddedKV
 from .model import SemanticMotion, SMPWeights
+from .training.atomic import atomic_write
 
 FORMAT = "storydiffusion-smp"
 FORMAT_VERSION = 1
@@ -42,13 +41,8 @@ def save_checkpoint(path: Path, motion: SemanticMotion, added_kv: AddedKV) -> No
         "format_version": str(FORMAT_VERSION),
         "config": json.dumps(motion.config.to_dict(), sort_keys=True),
     }
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        save_file(tensors, temporary, metadata=metadata)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with atomic_write(path) as partial:
+        save_file(tensors, partial, metadata=metadata)
 
 
 def load_checkpoint(path: Path) -> SMPWeights:

@@ -4,6 +4,8 @@ words."""
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,28 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(
         save_checkpoint(path, motion, added_kv)
     assert path.read_bytes() == before
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has neither these permissions nor the need to sync a folder")
+def test_a_checkpoint_is_on_disk_and_may_be_read_as_any_new_file(
+    saved: tuple[Path, SemanticMotion, AddedKV], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, motion, added_kv = saved
+    synced: list[int] = []
+    sync = os.fsync
+
+    def watched(handle: int) -> None:
+        synced.append(os.fstat(handle).st_ino)
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    before = os.umask(0o027)
+    try:
+        save_checkpoint(path, motion, added_kv)
+    finally:
+        os.umask(before)
+    assert synced == [path.stat().st_ino, path.parent.stat().st_ino]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_with_the_reason(

@@ -241,7 +241,17 @@ def test_an_interrupted_write_leaves_nothing_under_the_name(tmp_path: Path) -> N
 
     with pytest.raises(KeyboardInterrupt):
         write()
-    assert not (tmp_path / "file").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "file") as first:
+        first.write_text("first", encoding="utf-8")
+        with atomic_write(tmp_path / "file") as second:
+            second.write_text("second", encoding="utf-8")
+        assert (tmp_path / "file").read_text(encoding="utf-8") == "second"
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 # The loop

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 PARTIAL = ".partial"
 
@@ -16,13 +18,20 @@ PARTIAL = ".partial"
 def atomic_write(path: Path) -> Iterator[Path]:
     """Give a path to write to; it becomes `path` when the block ends without an error.
 
-    What an ended process leaves behind is one file ending in `.partial`, which the next try overwrites.
+    The path is nobody else's, so processes may write the same file at once: the last one's stands. What a killed
+    process leaves behind is a hidden file ending in `.partial`.
     """
-    partial = path.with_name(path.name + PARTIAL)
-    yield partial
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    partial = path.with_name(f".{path.name}.{uuid4().hex}{PARTIAL}")
+    try:
+        partial.touch(exist_ok=False)
+        mode = stat.S_IMODE(partial.stat().st_mode)
+        yield partial
+        partial.chmod(mode)  # safetensors puts a file of its own there, which only its owner may read
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     _sync_folder(path.parent)
 
 

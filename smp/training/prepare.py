@@ -129,8 +129,8 @@ def _finish(source: Source, out: Path, about: dict[str, Any]) -> bool:
     broken = {name: reason for report in reports.values() for name, reason in report["broken"].items()}
     write_json(out / BROKEN, broken)
     write_index(out, {name: report["clips"] for name, report in reports.items()}, about)
-    for leftover in out.glob(f"*{PARTIAL}"):
-        leftover.unlink()
+    for leftover in out.rglob(f".*.tar.*{PARTIAL}"):  # of killed processes; an index may just be in writing
+        leftover.unlink(missing_ok=True)
     clips, bare = (sum(report[key] for report in reports.values()) for key in ("clips", "without_caption"))
     print(f"{clips} clips in {len(reports)} shards; {len(broken)} broken files, listed in {out / BROKEN}.")
     if bare:
