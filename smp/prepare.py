@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from .encoder import PAPER_MODEL, load_open_clip
+from .training.captions import read_captions
 from .training.clip_files import Encode, as_embeddings, as_pictures
 from .training.config import TrainConfig, load_config
 from .training.prepare import Source, prepare, shard_source, video_source
 from .training.shards import INDEX, ShardReader
 from .training.start import start_smp, token_space
-from .training.videos import ClipShape, RawClip, list_videos, read_captions
+from .training.videos import ClipShape, RawClip, list_videos
 
 
 def main() -> int:
@@ -26,10 +27,11 @@ def main() -> int:
         part = parse_part(arguments.part)
         about: dict[str, Any] = {"kind": arguments.kind, "frames": source.frames}
         encode: Encode = as_pictures
+        computed: dict[str, Any] = {}
         if arguments.kind == "embeddings":
-            encode, encoded = embedding_encoder(arguments, load_config(arguments.config))
+            encode, encoded, computed = embedding_encoder(arguments, load_config(arguments.config))
             about |= encoded
-        if not prepare(source, arguments.out, encode, about, part):
+        if not prepare(source, arguments.out, encode, about, computed, part):
             print("This part is done; the index is written when all parts are.")
     except ValueError as error:
         print(f"smp.prepare: {error}", file=sys.stderr)
@@ -74,8 +76,10 @@ def open_source(arguments: argparse.Namespace) -> Source:
     return video_source(arguments.source, list_videos(arguments.source), captions, shape, arguments.videos_per_shard)
 
 
-def embedding_encoder(arguments: argparse.Namespace, config: TrainConfig) -> tuple[Encode, dict[str, Any]]:
-    """Tokens, and with `sd15` in the config latents and text too; and what the index says of them."""
+def embedding_encoder(
+    arguments: argparse.Namespace, config: TrainConfig
+) -> tuple[Encode, dict[str, Any], dict[str, Any]]:
+    """Tokens, and with `sd15` in the config latents and text too; what the index says of them; what it computes."""
     from .training.encode import ClipEncoder, SD15Encoder, TokenEncoder  # diffusers takes seconds to import
 
     device = torch.device(arguments.device)
@@ -86,12 +90,13 @@ def embedding_encoder(arguments: argparse.Namespace, config: TrainConfig) -> tup
     ]
     if config.sd15:
         encoders.append(SD15Encoder(Path(config.sd15), device))
+    weights = {name: digest for encoder in encoders for name, digest in encoder.weights().items()}
     blank = {name: value.tolist() for encoder in encoders for name, value in encoder.blank().items()}
 
     def encode(clip: RawClip) -> dict[str, Any]:
         return as_embeddings(clip, {k: v for encoder in encoders for k, v in encoder.encode(clip).items()})
 
-    return encode, {"space": space, "blank": blank}
+    return encode, {"space": space, "weights": weights}, {"blank": blank}
 
 
 def parse_part(text: str) -> tuple[int, int]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sys
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from storydiffusion.devtools.tiny_clips import tiny_config
 from storydiffusion.devtools.tiny_sd15 import (
     CLIP_EMBED_WIDTH,
@@ -21,10 +24,13 @@ from storydiffusion.smp import prepare as command
 from storydiffusion.smp.encoder import load_open_clip
 from storydiffusion.smp.evaluation import folders as evaluation
 from storydiffusion.smp.training import clip_files
+from storydiffusion.smp.training.captions import read_captions
 from storydiffusion.smp.training.clip_files import from_pictures
 from storydiffusion.smp.training.encode import SD15Encoder
+from storydiffusion.smp.training.plan import agree_on_plan
+from storydiffusion.smp.training.prepare import Job, Source, prepare
 from storydiffusion.smp.training.shards import EncodedClips, ShardReader
-from storydiffusion.smp.training.videos import BrokenVideoError, ClipShape, cut_clips, read_captions
+from storydiffusion.smp.training.videos import BrokenVideoError, ClipShape, cut_clips
 
 SHAPE = ["--frames", "3", "--stride", "2", "--size", "32", "--clips-per-video", "2", "--videos-per-shard", "2"]
 
@@ -128,7 +134,8 @@ def test_other_settings_in_the_same_folder_are_refused(
 ) -> None:
     assert run(monkeypatch, "clips", videos, tmp_path / "out", *SHAPE) == 0
     assert run(monkeypatch, "clips", videos, tmp_path / "out", *SHAPE, "--stride", "1") == 1
-    assert "begun with other videos or settings" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "begun with other settings (source.stride: 2 -> 1). Set them back to go on with it" in error
     for words, message in (
         (["clips", tmp_path / "nothing", tmp_path / "x"], "There is no folder"),
         (["clips", videos, tmp_path / "x", "--part", "2/2"], "--part is '2/2'"),
@@ -136,6 +143,58 @@ def test_other_settings_in_the_same_folder_are_refused(
     ):
         assert run(monkeypatch, *words) == 1
         assert message in capsys.readouterr().err
+
+
+def test_captions_that_came_later_are_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_video(tmp_path / "a.mp4", 12)
+    out = tmp_path / "out"
+    assert run(monkeypatch, "clips", tmp_path, out, *SHAPE) == 0
+    (tmp_path / "a.txt").write_text("a square", encoding="utf-8")
+    capsys.readouterr()
+    assert run(monkeypatch, "clips", tmp_path, out, *SHAPE) == 1
+    message = "(source.captions changed). Set them back to go on with it; to use the new ones, name another folder"
+    assert message in capsys.readouterr().err
+    (tmp_path / "table.csv").write_text("video,caption\na.mp4,a square\n", encoding="utf-8")
+    assert run(monkeypatch, "clips", tmp_path, tmp_path / "new", *SHAPE) == 0
+    words = ["--captions", tmp_path / "table.csv"]  # the same captions from another place
+    assert run(monkeypatch, "clips", tmp_path, tmp_path / "new", *SHAPE, *words) == 0
+
+
+def fill(out: Path, part: int, parts: int, barrier: Barrier) -> None:
+    """One process: a clip a shard, and a blank that differs in rounding."""
+    jobs = [Job(f"{shard:06d}.tar", lambda _, shard=shard: iter([clip_named(shard)])) for shard in range(2 * parts)]
+    barrier.wait()
+    prepare(Source(jobs, 2, {}), out, clip_files.as_pictures, {"kind": "clips"}, {"blank": 1 + part}, (part, parts))
+
+
+def clip_named(shard: int) -> clip_files.RawClip:
+    return clip_files.RawClip(f"{shard:08d}", "", torch.zeros(2, 8, 8, 3))
+
+
+def test_parts_that_start_at_once_meet_without_harm(tmp_path: Path) -> None:
+    parts, context = 4, multiprocessing.get_context("fork")  # as started, they are closer together than commands
+    for attempt in range(10):
+        out, barrier = tmp_path / str(attempt), context.Barrier(parts)
+        processes = [context.Process(target=fill, args=(out, part, parts, barrier)) for part in range(parts)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(60)
+        assert [process.exitcode for process in processes] == [0] * parts
+        reader = ShardReader(str(out))
+        assert len(reader) == 2 * parts
+        begun = json.loads((out / "plan.json").read_text(encoding="utf-8"))
+        assert reader.about["blank"] == begun["computed"]["blank"]
+        assert not list(out.rglob("*.partial"))
+
+
+def test_a_folder_is_begun_once(tmp_path: Path) -> None:
+    assert agree_on_plan(tmp_path, {"a": {"b": 1}}, {"blank": [0.1]}) == {"blank": [0.1]}
+    assert agree_on_plan(tmp_path, {"a": {"b": 1}}, {"blank": [0.1000001]}) == {"blank": [0.1]}
+    with pytest.raises(ValueError, match=r"other settings \(a.b: 1 -> 2; c: None -> 'new'\)"):
+        agree_on_plan(tmp_path, {"a": {"b": 2}, "c": "new"}, {})
 
 
 def test_a_tag_in_an_old_encoding_costs_nothing_and_such_a_caption_its_video(
@@ -170,7 +229,7 @@ def test_captions_come_from_a_table_too(tmp_path: Path) -> None:
 
 
 def test_embeddings_are_the_encoders_from_videos_and_from_clips_alike(
-    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights, sd15 = write_open_clip(tmp_path), tmp_path / "sd15"
     write_sd15(sd15)
@@ -208,3 +267,10 @@ def test_embeddings_are_the_encoders_from_videos_and_from_clips_alike(
         torch.testing.assert_close(direct[number]["tokens"], via[number]["tokens"], rtol=0.1, atol=0.1)
     assert torch.equal(via.blank["tokens"], torch.zeros(1, CLIP_EMBED_WIDTH))
     torch.testing.assert_close(via.blank["text"], encoder.encode_text(""))
+
+    other = load_file(weights)
+    other["visual.proj"] += 1
+    save_file(other, weights)
+    capsys.readouterr()
+    assert run(monkeypatch, "embeddings", tmp_path / "clips", tmp_path / "via", *options) == 1
+    assert "other settings (weights.image_encoder changed)" in capsys.readouterr().err

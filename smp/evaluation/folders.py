@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..training.videos import list_videos, open_video, read_text
+from ..training.captions import read_text
+from ..training.videos import list_videos, open_video
 from .clip_scores import Measures, Scores, clip_scores
 from .image_scores import character_scores
 from .models import CLIPScorer

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..encoder import EncodedImages, OpenCLIPEncoder
 from ..model import SemanticMotion
 from .clips import Clip
+from .digest import weights_digest
 from .load_sd15 import load_vae
 from .videos import RawClip
 
@@ -41,6 +42,10 @@ class TokenEncoder:
         size = self.encoder.size
         pixels = torch.zeros(1, 3, size, size, device=self.device)
         return {"tokens": self._tokens(self.encoder.encode_pixels(pixels))[0].cpu()}
+
+    def weights(self) -> dict[str, str]:
+        """A digest of the encoder; what `token_space` says of the SMP is kept beside it."""
+        return {"image_encoder": weights_digest(self.encoder.state_dict())}
 
     def _tokens(self, encoded: EncodedImages) -> Tensor:
         space = self.motion.config.token_space
@@ -91,6 +96,11 @@ class SD15Encoder:
         """`text` of the empty caption."""
         return {"text": self.encode_text("").cpu()}
 
+    def weights(self) -> dict[str, str]:
+        """Digests of VAE and text encoder."""
+        parts = {"vae": self.vae, "text_encoder": self.text}
+        return {name: weights_digest(part.state_dict()) for name, part in parts.items()}
+
 
 class ClipEncoder(Protocol):
     """One of the above."""
@@ -98,3 +108,5 @@ class ClipEncoder(Protocol):
     def encode(self, clip: RawClip, /) -> Clip: ...  # noqa: D102
 
     def blank(self) -> Clip: ...  # noqa: D102
+
+    def weights(self) -> dict[str, str]: ...  # noqa: D102

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .atomic import PARTIAL, write_json
+from .captions import caption_of, captions_digest
 from .clip_files import Encode, clips_of_shard
-from .shards import INDEX, ShardReader, write_index, write_shard
-from .videos import BrokenVideoError, ClipShape, RawClip, caption_of, cut_clips
+from .plan import agree_on_plan
+from .shards import ShardReader, write_index, write_shard
+from .videos import BrokenVideoError, ClipShape, RawClip, cut_clips
 
-PLAN = "plan.json"
 BROKEN = "broken.json"
 
 
@@ -39,11 +40,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Source:
-    """Jobs, the frames of their clips, and a digest that changes when they do."""
+    """Jobs, the frames of their clips, and all that the clips depend on, by name."""
 
     jobs: list[Job]
     frames: int
-    digest: str
+    settings: dict[str, Any]
 
 
 def video_source(
@@ -61,7 +62,13 @@ def video_source(
         Job(f"{shard:06d}.tar", lambda problems, first=first: clips(first, problems))  # type: ignore[misc]
         for shard, first in enumerate(firsts)
     ]
-    return Source(jobs, shape.frames, _digest([list(names), repr(shape), videos_per_shard]))
+    settings: dict[str, Any] = {
+        "videos": _digest(list(names)),
+        "captions": captions_digest(folder, names, captions),
+        **asdict(shape),
+        "videos_per_shard": videos_per_shard,
+    }
+    return Source(jobs, shape.frames, settings)
 
 
 def _clips_of_video(
@@ -85,17 +92,26 @@ def shard_source(reader: ShardReader) -> Source:
         Job(name, lambda problems, shard=shard: clips_of_shard(reader, shard))  # type: ignore[misc]
         for shard, name in enumerate(reader.names)
     ]
-    return Source(jobs, reader.about["frames"], _digest([reader.names, reader.shard_sizes, reader.about]))
+    digest = _digest([reader.names, reader.shard_sizes, reader.about])
+    return Source(jobs, reader.about["frames"], {"clips": digest})
 
 
-def prepare(source: Source, out: Path, encode: Encode, about: dict[str, Any], part: tuple[int, int] = (0, 1)) -> bool:
+def prepare(
+    source: Source,
+    out: Path,
+    encode: Encode,
+    about: dict[str, Any],
+    computed: dict[str, Any] | None = None,
+    part: tuple[int, int] = (0, 1),
+) -> bool:
     """Do the jobs of one part that are not done yet; True when all parts are done and the index is written.
 
     Args:
         source: all jobs.
         out: folder of the shards.
         encode: from a clip to what is stored.
-        about: what the shards hold, for the index.
+        about: what the shards hold, for the index; the same in all parts.
+        computed: more of it, which may differ in rounding; the index has the first part's.
         part: (i, n): every n-th job from the i-th. Several processes can fill one folder.
 
     Raises:
@@ -103,7 +119,8 @@ def prepare(source: Source, out: Path, encode: Encode, about: dict[str, Any], pa
     """
     out.mkdir(parents=True, exist_ok=True)
     (out / "reports").mkdir(exist_ok=True)
-    _require_same_plan(out, {"source": source.digest, "about": about})
+    about = {**about, "source": source.settings}
+    about |= agree_on_plan(out, about, computed or {})
     own = source.jobs[part[0] :: part[1]]
     done = [job for job in own if _report_path(out, job).is_file()]
     with tqdm(total=len(own), initial=len(done), desc="shards", smoothing=0.1) as bar:
@@ -140,19 +157,9 @@ def _finish(source: Source, out: Path, about: dict[str, Any]) -> bool:
     return True
 
 
-def _require_same_plan(out: Path, plan: dict[str, Any]) -> None:
-    path = out / PLAN
-    if not path.is_file():
-        if (out / INDEX).exists():
-            raise ValueError(f"{out} holds shards that were not made here; choose another folder.")
-        write_json(path, plan)
-    elif json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(plan)):
-        raise ValueError(f"{out} was begun with other videos or settings; choose another folder, or delete it.")
-
-
 def _report_path(out: Path, job: Job) -> Path:
     return out / "reports" / f"{job.name}.json"
 
 
-def _digest(parts: list[Any]) -> str:
+def _digest(parts: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..injection import AddedKV
 from ..ip_adapter import load_ip_adapter
 from ..model import SemanticMotion, SMPWeights
 from .config import TrainConfig
+from .digest import weights_digest
 
 
 def start_smp(config: TrainConfig) -> tuple[SemanticMotion, AddedKV]:
@@ -89,13 +89,9 @@ def _read_tensors(path: Path) -> Mapping[str, Any]:
 def token_space(motion: SemanticMotion) -> dict[str, Any]:
     """What embeddings must have been made with to fit this SMP: plain types, to be compared."""
     resampler: dict[str, Tensor] = {} if motion.resampler is None else motion.resampler.state_dict()
-    digest = hashlib.sha256()
-    for name, tensor in sorted(resampler.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return {
         "token_space": motion.config.token_space,
         "uncond": motion.config.uncond,
         "tokens": list(motion.config.token_shape),
-        "resampler": digest.hexdigest() if resampler else "",
+        "resampler": weights_digest(resampler) if resampler else "",
     }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,44 +62,6 @@ def list_videos(folder: Path) -> list[str]:
     if not names:
         raise ValueError(f"There are no videos in {folder}; looked for {sorted(VIDEO_SUFFIXES)}.")
     return names
-
-
-def read_captions(table: Path) -> dict[str, str]:
-    """Captions by a video's relative name, from a CSV file with the columns `video` and `caption`.
-
-    Raises:
-        ValueError: no such file, not UTF-8, or other columns.
-    """
-    if not table.is_file():
-        raise ValueError(f"There is no table of captions at {table}.")
-    rows = csv.DictReader(io.StringIO(read_text(table), newline=""))
-    if not {"video", "caption"} <= set(rows.fieldnames or ()):
-        raise ValueError(f"{table.name} has the columns {rows.fieldnames}; it needs 'video' and 'caption'.")
-    return {row["video"]: row["caption"] for row in rows}
-
-
-def caption_of(folder: Path, name: str, captions: dict[str, str]) -> str:
-    """The table's caption, or else the text file beside the video, or else none: ''.
-
-    Raises:
-        BrokenVideoError: the text file is not UTF-8.
-    """
-    if name in captions:
-        return captions[name].strip()
-    text = (folder / name).with_suffix(".txt")
-    try:
-        return read_text(text).strip() if text.is_file() else ""
-    except ValueError as error:
-        raise BrokenVideoError(f"its caption {error}") from error
-
-
-def read_text(path: Path) -> str:
-    """A text file's content; ValueError, with the name and the place, when it is not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        wrong = f"byte {error.start} is {error.object[error.start]:#04x}"
-        raise ValueError(f"{path.name} is not UTF-8: {wrong}") from error
 
 
 def open_video(path: Path) -> Any:
