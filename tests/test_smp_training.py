@@ -23,6 +23,7 @@ from storydiffusion.smp.training.clips import ClipsInMemory, DrawnClips
 from storydiffusion.smp.training.config import TrainConfig, load_config, require_same_run
 from storydiffusion.smp.training.decoding import DecodingDraw
 from storydiffusion.smp.training.loop import train
+from storydiffusion.smp.training.measure import measure
 from storydiffusion.smp.training.order import ClipOrder, ProcessBatches, Share
 from storydiffusion.smp.training.schedule import get_ema_decay, get_lr
 from storydiffusion.smp.training.semantic import SemanticStage
@@ -291,6 +292,17 @@ def test_the_semantic_stage_learns_the_bow_that_a_line_misses(tmp_path: Path, qu
     saved = load_checkpoint(tmp_path / "run" / "smp.safetensors")
     assert saved.config == stage.motion.config
     assert all(torch.equal(saved.added_kv[name], value) for name, value in frozen.items())
+
+
+def test_measuring_needs_no_file_that_the_config_names(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config = tiny_config(tmp_path / "run", global_batch=1, micro_batch=1, model={}, start="ip-adapter-plus.safetensors")
+    measure(config, 1)
+    printed = capfd.readouterr()
+    assert "ip-adapter-plus.safetensors isn't there yet; an SMP of IP-Adapter Plus's shape" in printed.err
+    report = json.loads(printed.out)
+    assert report["shard_gb_per_million_clips"] == pytest.approx(2 * 5 * 16 * 768 / 1e3)  # 5 frames of 16 tokens
+    measure(replace(config, start=""), 1)
+    assert "isn't there" not in capfd.readouterr().err
 
 
 def test_the_saved_file_holds_the_averaged_weights(tmp_path: Path, quiet: None) -> None:

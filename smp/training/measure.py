@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -59,19 +61,23 @@ class RandomClips:
 def measure(config: TrainConfig, iterations: int) -> None:
     """Print what an iteration costs, as JSON, and what the whole run comes to at that pace.
 
-    The SMP has the shape of the config's `start` or `model`, or else IP-Adapter Plus's; the UNet SD1.5's, with random
-    weights. Started by several processes it measures them together, with the gradients' exchange.
+    The SMP has the shape of the config's `start` or `model`, or else IP-Adapter Plus's, also where `start` is a file
+    that isn't there yet; the UNet has SD1.5's. Weights of the UNet are random. Started by several processes it measures
+    them together, with the gradients' exchange.
 
     Raises:
         ValueError: no iterations to measure.
     """
     if iterations < 1:
         raise ValueError(f"--measure is {iterations}; it must be at least 1.")
-    if not config.start and not config.model:
-        config = replace(config, model=PAPER_SHAPE.to_dict())
+    start = config.start
+    if not config.model and not Path(start).is_file():
+        config = replace(config, start="", model=PAPER_SHAPE.to_dict())
     run_config = replace(config, iterations=WARM_UP + iterations)
     stage, clips = random_run(run_config)
     run = Run(run_config, stage)
+    if start != config.start and run.accelerator.is_main_process:
+        print(f"{start} isn't there yet; an SMP of IP-Adapter Plus's shape is measured instead.", file=sys.stderr)
     batches = run.batches(clips)
     for _ in range(WARM_UP):
         run.advance(batches, 0.0)
