@@ -16,6 +16,12 @@ from .evaluation.models import LPIPS, LPIPS_FILES, CLIPScorer
 from .evaluation.published import IMAGES, VIDEO
 from .evaluation.report import format_table, summarise
 
+HELD_ENDS = (
+    "First and last frame are held at the true ones, and count in -first, -frames and motion; -arrival compares the "
+    "last drawn frame, the last but one, with the true end. --free-ends draws all frames."
+)
+FREE_ENDS = "All frames are drawn; -last compares the last one with the true end."
+
 
 def main() -> int:
     """Run the command line; 0 when something was measured."""
@@ -42,7 +48,7 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     transitions.add_argument("--weights", type=Path, required=True, help="the trained smp.safetensors")
     transitions.add_argument("--motion-module", type=Path, help="default: the config's")
     transitions.add_argument("--clips", type=int, default=100, help="how many; default: %(default)s")
-    transitions.add_argument("--free-ends", action="store_true", help="do not hold the first and last frame")
+    transitions.add_argument("--free-ends", action="store_true", help="draw the first and last frame too")
     images = kinds.add_parser("images", help="a folder for each character, NAME.txt the prompt of NAME.png")
     images.add_argument("folder", type=Path)
     images.add_argument("--pose-weights", type=Path, help="torchvision's Keypoint R-CNN; without: no pose diversity")
@@ -100,7 +106,8 @@ def evaluate_transitions(arguments: argparse.Namespace) -> None:
         config.preview_steps, config.preview_cfg, not arguments.free_ends, config.seed, config.mixed_precision
     )
     rows = compare_transitions(stage.motion, stage.denoiser, clips, numbers, load_measures(arguments), drawing)
-    print(f"{len(numbers)} transitions (mean ± standard error)\n")
+    print(f"{len(numbers)} transitions (mean ± standard error)")
+    print(f"{FREE_ENDS if arguments.free_ends else HELD_ENDS}\n")
     print(format_table({name: summarise(scores) for name, scores in rows.items()}, VIDEO))
 
 

@@ -78,6 +78,23 @@ def test_a_frozen_clip_wins_the_papers_four_and_not_the_others() -> None:
     assert clip_scores(grey(0.0, 1.0), Measures()) == {"motion": 1.0}
 
 
+def test_where_ends_are_held_the_last_drawn_frame_must_have_arrived() -> None:
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).abs().mean(dim=(1, 2, 3))
+
+    late, frames = grey(0.0, 0.1, 0.2, 0.9), {"LPIPS-first": (0.1 + 0.2 + 0.9) / 3, "LPIPS-frames": 0.3, "motion": 0.3}
+    free = clip_scores(late, Measures(distance), end=late[-1])
+    assert free == pytest.approx({**frames, "LPIPS-last": 0.0}, abs=1e-6)
+    held = clip_scores(late, Measures(distance, lambda x: x.flatten(1)), end=late[-1], ends_held=True)
+    assert held.pop("CLIPSIM-arrival") == pytest.approx(1.0)  # of grey pictures, whatever their level
+    assert {name: value for name, value in held.items() if "CLIP" not in name} == pytest.approx(
+        {**frames, "LPIPS-arrival": 0.7}, abs=1e-6
+    )
+    assert "CLIPSIM-last" not in held
+    with pytest.raises(ValueError, match="2 frames whose ends are held has none that is drawn"):
+        clip_scores(grey(0.1, 0.2), Measures(), ends_held=True)
+
+
 def test_clips_that_cannot_be_measured_are_refused() -> None:
     with pytest.raises(ValueError, match="2 frames or more"):
         clip_scores(grey(0.1), Measures())
@@ -285,7 +302,10 @@ def test_from_videos_to_a_table_by_the_commands_alone(
     rows = {line.split("|")[1].strip(): line for line in printed.splitlines() if line.startswith("|")}
     assert {"SMP", "linear interpolation", "SparseCtrl (published)"} <= rows.keys()
     assert rows["SMP"].split("|")[2:] != rows["linear interpolation"].split("|")[2:]
-    assert "token error" in printed
+    header = printed[printed.index("| |") :].splitlines()[0]
+    assert {"LPIPS-arrival", "CLIPSIM-arrival", "token error"} <= {name.strip() for name in header.split("|")}
+    assert "-last" not in header
+    assert "the last drawn frame, the last but one, with the true end" in printed
     path.write_text(json.dumps(replace(config, stage="semantic").to_dict()), encoding="utf-8")
     assert run(monkeypatch, evaluate, "transitions", "--config", path, *trained) == 1
     assert "the config needs both" in capsys.readouterr().err

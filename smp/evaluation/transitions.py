@@ -51,7 +51,8 @@ def compare_transitions(
 ) -> dict[str, list[Scores]]:
     """Scores of every clip, drawn from its two ends along the predicted and along the straight way.
 
-    Besides `clip_scores` (the end picture is the true last frame, as the decoder shows it): `token error`, mean
+    Besides `clip_scores` (of all frames, held ones too; the end picture is the true last frame, as the decoder shows
+    it): `token error`, mean
     squared error against the true tokens, and `pixel error`, mean absolute error against the true frames, both over
     the frames between the ends.
 
@@ -105,7 +106,7 @@ def _score(
             ends=true["latents"][:, [0, -1]] if drawing.hold_ends else None,
         )
     drawn, shown = (denoiser.to_pixels(x)[0].float().cpu() for x in (latents, true["latents"]))
-    scores = clip_scores(drawn, measures, shown[-1])
+    scores = clip_scores(drawn, measures, shown[-1], ends_held=drawing.hold_ends)
     between = slice(1, -1) if frames > 2 else slice(None)
     scores["token error"] = float((tokens - true["tokens"])[:, between].square().mean())
     scores["pixel error"] = float((drawn - shown)[between].abs().mean())
