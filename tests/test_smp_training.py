@@ -6,10 +6,13 @@ import functools
 import http.server
 import json
 import math
+import multiprocessing
 import pickle
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -232,6 +235,40 @@ def test_shards_that_do_not_fit_the_run_are_refused(prepared: TrainConfig, tmp_p
         build(replace(prepared, data=""))
     with pytest.raises(ValueError, match=r"neither `start` .* nor a \[model\]"):
         build(replace(prepared, model={}))
+
+
+def read_all(url: str, cache: Path, started: Barrier) -> None:
+    started.wait()
+    remote = EncodedClips(url, ("tokens",), frames=FRAMES, cache=str(cache))
+    assert [len(remote[number]["tokens"]) for number in range(7)] == [FRAMES] * 7
+
+
+def test_processes_that_read_the_same_shards_download_each_once(prepared: TrainConfig, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Slow(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            time.sleep(0.2)  # all of them come while it is not there yet
+            super().do_GET()
+
+        def log_message(self, *args: object) -> None: ...
+
+    context = multiprocessing.get_context("fork")
+    handler, started = functools.partial(Slow, directory=prepared.data), context.Barrier(4)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        url = f"http://127.0.0.1:{server.server_port}"
+        arguments = (url, tmp_path / "cache", started)
+        processes = [context.Process(target=read_all, args=arguments) for _ in range(4)]
+        for process in processes:  # before the server's thread, which a fork would not take along
+            process.start()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for process in processes:
+            process.join(60)
+        server.shutdown()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert sorted(path for path in asked if path.endswith(".tar")) == [f"/00000{shard}.tar" for shard in range(3)]
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [f"00000{shard}.tar" for shard in range(3)]
 
 
 def test_an_interrupted_write_leaves_nothing_under_the_name(tmp_path: Path) -> None:

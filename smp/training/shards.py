@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import webdataset
+from filelock import FileLock
 from webdataset.cache import FileCache
 from webdataset.gopen import gopen
 
@@ -57,7 +58,7 @@ class ShardReader:
 
     Args:
         place: the folder, or a URL that WebDataset can open.
-        cache: folder for shards from a URL.
+        cache: folder for shards from a URL; processes that share it download each shard once.
         cache_bytes: how much of it they may fill.
 
     Raises:
@@ -71,6 +72,7 @@ class ShardReader:
         if self._remote and not cache:
             raise ValueError(f"{place} is a URL, so `cache` must name a folder for its shards.")
         self._cache = FileCache(cache, cache_size=int(cache_bytes)) if self._remote else None
+        self._locks = Path(f"{Path(cache)}.locks")  # beside it: WebDataset removes files there, to make room
         index = self._read_index()
         self.about: dict[str, Any] = index["about"]
         self.names = [shard["name"] for shard in index["shards"]]
@@ -105,7 +107,11 @@ class ShardReader:
 
     def _local(self, name: str) -> Path:
         url = f"{self._place}/{name}"
-        return Path(self._cache.get_file(url) if self._cache else url)
+        if self._cache is None:
+            return Path(url)
+        self._locks.mkdir(parents=True, exist_ok=True)
+        with FileLock(self._locks / f"{name}.lock"):  # WebDataset has none: all that want it at once would download it
+            return Path(self._cache.get_file(url))
 
     def _read_index(self) -> dict[str, Any]:
         url = f"{self._place}/{INDEX}"
