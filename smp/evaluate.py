@@ -47,7 +47,7 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     transitions.add_argument("--config", type=Path, required=True, help="config of the decoding stage")
     transitions.add_argument("--weights", type=Path, required=True, help="the trained smp.safetensors")
     transitions.add_argument("--motion-module", type=Path, help="default: the config's")
-    transitions.add_argument("--clips", type=int, default=100, help="how many; default: %(default)s")
+    transitions.add_argument("--clips", type=int, default=100, help="how many, spread out; default: %(default)s")
     transitions.add_argument("--free-ends", action="store_true", help="draw the first and last frame too")
     images = kinds.add_parser("images", help="a folder for each character, NAME.txt the prompt of NAME.png")
     images.add_argument("folder", type=Path)
@@ -86,10 +86,13 @@ def evaluate_transitions(arguments: argparse.Namespace) -> None:
     """Print the table of an SMP against linear interpolation."""
     from .evaluation.transitions import Drawing, compare_transitions
     from .training.build import build
+    from .training.clips import spread
     from .training.config import load_config
     from .training.decoding import DecodingStage
     from .training.start import read_smp
 
+    if arguments.clips < 1:
+        raise ValueError(f"--clips is {arguments.clips}; it must be at least 1.")
     config = load_config(arguments.config)
     if config.stage != "decoding" or not config.validation_data:
         raise ValueError("Transitions are drawn by the decoding stage on validation_data; the config needs both.")
@@ -101,7 +104,7 @@ def evaluate_transitions(arguments: argparse.Namespace) -> None:
     stage, clips, _ = build(config)
     assert isinstance(stage, DecodingStage)
     stage.to(arguments.device).eval()
-    numbers = range(min(arguments.clips, len(clips)))
+    numbers = spread(arguments.clips, len(clips))
     drawing = Drawing(
         config.preview_steps, config.preview_cfg, not arguments.free_ends, config.seed, config.mixed_precision
     )

@@ -26,6 +26,7 @@ from storydiffusion.devtools.tiny_sd15 import (
 from storydiffusion.smp import evaluate, train
 from storydiffusion.smp import prepare as prepare_command
 from storydiffusion.smp.encoder import load_open_clip
+from storydiffusion.smp.evaluation import transitions
 from storydiffusion.smp.evaluation.clip_scores import Measures, clip_scores
 from storydiffusion.smp.evaluation.image_scores import character_scores, pose_distance
 from storydiffusion.smp.evaluation.models import LPIPS, CLIPScorer
@@ -306,6 +307,10 @@ def test_from_videos_to_a_table_by_the_commands_alone(
     assert {"LPIPS-arrival", "CLIPSIM-arrival", "token error"} <= {name.strip() for name in header.split("|")}
     assert "-last" not in header
     assert "the last drawn frame, the last but one, with the true end" in printed
+    asked: list[list[int]] = []
+    monkeypatch.setattr(transitions, "compare_transitions", lambda *given: asked.append(given[3]) or {})
+    assert run(monkeypatch, evaluate, "transitions", "--config", path, *trained, "--clips", 2, "--device", "cpu") == 0
+    assert asked == [[0, 2]]  # spread over the set
     path.write_text(json.dumps(replace(config, stage="semantic").to_dict()), encoding="utf-8")
     assert run(monkeypatch, evaluate, "transitions", "--config", path, *trained) == 1
     assert "the config needs both" in capsys.readouterr().err

@@ -22,7 +22,7 @@ from storydiffusion.smp.checkpoint import load_checkpoint
 from storydiffusion.smp.training.atomic import atomic_write
 from storydiffusion.smp.training.average import Average
 from storydiffusion.smp.training.build import build
-from storydiffusion.smp.training.clips import ClipsInMemory, DrawnClips
+from storydiffusion.smp.training.clips import Clip, ClipsInMemory, DrawnClips, spread
 from storydiffusion.smp.training.config import TrainConfig, load_config, require_same_run
 from storydiffusion.smp.training.decoding import DecodingDraw
 from storydiffusion.smp.training.loop import train
@@ -329,6 +329,23 @@ def test_the_semantic_stage_learns_the_bow_that_a_line_misses(tmp_path: Path, qu
     saved = load_checkpoint(tmp_path / "run" / "smp.safetensors")
     assert saved.config == stage.motion.config
     assert all(torch.equal(saved.added_kv[name], value) for name, value in frozen.items())
+
+
+def test_validation_looks_at_the_same_clips_spread_over_the_set(tmp_path: Path, quiet: None) -> None:
+    assert spread(3, 10) == [1, 5, 8]
+    assert spread(1, 3) == [1]
+    assert spread(9, 4) == [0, 1, 2, 3]
+    assert spread(0, 4) == spread(4, 0) == []
+    asked: list[int] = []
+
+    class Watched(ClipsInMemory):
+        def __getitem__(self, index: int) -> Clip:
+            asked.append(index)
+            return super().__getitem__(index)
+
+    config = tiny_config(tmp_path / "run", iterations=2, validate_every=1, validation_clips=3, preview_clips=2)
+    train(config, semantic(config), ClipsInMemory(curved_clips(8), {}), Watched(curved_clips(10), {}))
+    assert asked == 2 * [1, 5, 8, 2, 7]
 
 
 def test_measuring_needs_no_file_that_the_config_names(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -95,6 +95,15 @@ def generator_at(seed: int, position: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
+def spread(count: int, total: int) -> list[int]:
+    """At most `count` of the numbers 0 to total - 1, always the same: the middles of as many equal parts.
+
+    Neighbouring clips are of one video, so the first of a set stand for few of its videos.
+    """
+    count = min(count, total)
+    return [(2 * place + 1) * total // (2 * count) for place in range(count)]
+
+
 def stack(clips: Sequence[Clip]) -> Clip:
     """Clips of one shape -> a batch."""
     return {name: torch.stack([clip[name] for clip in clips]) for name in clips[0]}

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
 from PIL import Image
 
-from .clips import ClipDataset, DrawnClips, stack
+from .clips import ClipDataset, DrawnClips, spread, stack
 from .config import TrainConfig
 from .stage import Preview, Stage
 
@@ -22,16 +22,16 @@ FRAME_MILLISECONDS = 125  # eight frames a second, as AnimateDiff plays its clip
 def validate(config: TrainConfig, stage: Stage, clips: ClipDataset, accelerator: Accelerator, step: int) -> None:
     """Log the mean of every number that the stage measures, and write previews to look at.
 
-    The clips, and the random draws of each, are the same at every validation.
+    The clips, spread over the set, and the random draws of each are the same at every validation.
     """
     rows = gather_object(_own_rows(config, stage, clips, accelerator))
     means = {f"validation/{name}": float(np.mean([row[name] for row in rows])) for name in rows[0]} if rows else {}
     accelerator.log(means, step=step)
     if accelerator.is_main_process:
-        for number in range(min(config.preview_clips, len(clips))):
+        for place, number in enumerate(spread(config.preview_clips, len(clips))):
             clip = {name: value.to(accelerator.device) for name, value in clips[number].items()}
             with accelerator.autocast():
-                show(stage.preview(clip), f"clip-{number}", accelerator, Path(config.out), step)
+                show(stage.preview(clip), f"clip-{place}", accelerator, Path(config.out), step)
     accelerator.wait_for_everyone()
 
 
@@ -40,8 +40,7 @@ def _own_rows(
 ) -> list[dict[str, float]]:
     """Numbers of the clips that this process measures: every P-th of them."""
     drawn = DrawnClips(clips, stage.fields, stage.draw, config.seed)
-    count = min(config.validation_clips, len(clips))
-    own = list(range(accelerator.process_index, count, accelerator.num_processes))
+    own = spread(config.validation_clips, len(clips))[accelerator.process_index :: accelerator.num_processes]
     rows: list[dict[str, float]] = []
     for first in range(0, len(own), config.micro_batch):
         batch = stack([drawn[number, number] for number in own[first : first + config.micro_batch]])
