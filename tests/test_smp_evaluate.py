@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import lpips
 import pytest
@@ -26,14 +30,15 @@ from storydiffusion.devtools.tiny_sd15 import (
 from storydiffusion.smp import evaluate, train
 from storydiffusion.smp import prepare as prepare_command
 from storydiffusion.smp.encoder import load_open_clip
-from storydiffusion.smp.evaluation import transitions
+from storydiffusion.smp.evaluation import folders, transitions
 from storydiffusion.smp.evaluation.clip_scores import Measures, clip_scores
 from storydiffusion.smp.evaluation.image_scores import character_scores, pose_distance
-from storydiffusion.smp.evaluation.models import LPIPS, CLIPScorer
+from storydiffusion.smp.evaluation.models import BATCH, LPIPS, CLIPScorer
 from storydiffusion.smp.evaluation.poses import PoseReader
 from storydiffusion.smp.evaluation.published import IMAGES, VIDEO
 from storydiffusion.smp.evaluation.report import format_table, mean_of, summarise
 from storydiffusion.smp.training.config import Precision, TrainConfig
+from storydiffusion.smp.training.videos import open_video
 from torch import Tensor
 
 # Formulas
@@ -176,6 +181,41 @@ def test_lpips_is_the_packages_own_with_the_files_trunk(lpips_weights: Path) -> 
     torch.testing.assert_close(ours(a, b), expected)
     assert (expected > 0).all()
     assert torch.equal(ours(a, a), torch.zeros(2))
+
+
+def test_lpips_sees_a_long_video_in_parts(lpips_weights: Path) -> None:
+    distance, sizes = LPIPS(lpips_weights), []
+    distance.model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    a, b = torch.rand(2, BATCH + 3, 64, 64, 3)
+    together = distance(a, b)
+    assert sizes == [BATCH, 3]
+    torch.testing.assert_close(together[BATCH:], distance(a[BATCH:], b[BATCH:]))
+    assert together.shape == (BATCH + 3,)
+
+
+def test_a_video_is_resized_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video(tmp_path / "a.mp4", 12, size=128)
+    events: list[str] = []
+    resized = folders._resized
+
+    @contextmanager
+    def opened(path: Path) -> Iterator[SimpleNamespace]:
+        def decode(container: Any) -> Iterator[Any]:
+            for frame in container.decode(video=0):
+                events.append("decoded")
+                yield frame
+
+        with open_video(path) as container:
+            yield SimpleNamespace(decode=lambda video: decode(container))
+
+    def watched(images: Tensor, shape: tuple[int, int]) -> Tensor:
+        events.append("resized")
+        return resized(images, shape)
+
+    monkeypatch.setattr(folders, "open_video", opened)
+    monkeypatch.setattr(folders, "_resized", watched)
+    assert folders.read_video(tmp_path / "a.mp4", 64).shape == (12, 64, 72, 3)
+    assert events == 12 * ["decoded", "resized"]
 
 
 def test_weights_that_are_not_there_or_do_not_fit_are_refused(lpips_weights: Path, tmp_path: Path) -> None:

@@ -81,14 +81,15 @@ def _embed_prompts(panels: list[Path], clip: CLIPScorer) -> Tensor | None:
 
 def read_video(path: Path, size: int) -> Tensor:
     """All frames, (F, H, W, 3) in [0, 1], the shorter side `size` pixels."""
+    frames = []
     with open_video(path) as container:
-        frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+        for frame in container.decode(video=0):  # resized one by one: a minute of 1080p at full size is 11 GB
+            pixels = torch.from_numpy(frame.to_ndarray(format="rgb24"))[None].float() / 255
+            scale = size / min(frame.height, frame.width)
+            frames.append(_resized(pixels, (round(frame.height * scale), round(frame.width * scale))))
     if not frames:
         raise ValueError("it has no frames.")
-    height, width = frames[0].shape[:2]
-    scale = size / min(height, width)
-    shape = (round(height * scale), round(width * scale))
-    return torch.cat([_resized(frame[None].float() / 255, shape) for frame in frames])
+    return torch.cat(frames)
 
 
 def read_image(path: Path) -> Tensor:

@@ -17,6 +17,9 @@ from ..encoder import PAPER_MODEL, OpenCLIPEncoder
 LPIPS_FILES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
 """torchvision's ImageNet weights, which LPIPS's own layers (part of the package) were fitted to."""
 
+BATCH = 16
+"""Pictures that a model sees at a time, so that memory does not grow with the length of a video."""
+
 
 class LPIPS:
     """The `lpips` package's distance, its trunk's weights from a file of torchvision.
@@ -47,6 +50,10 @@ class LPIPS:
     @torch.no_grad()
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         """Distance of each pair: (N, H, W, 3) in [0, 1] twice -> (N,)."""
+        parts = zip(a.split(BATCH), b.split(BATCH), strict=True)
+        return torch.cat([self._of_batch(first, second) for first, second in parts])
+
+    def _of_batch(self, a: Tensor, b: Tensor) -> Tensor:
         first, second = (images.movedim(-1, 1).to(self.device, torch.float32) * 2 - 1 for images in (a, b))
         return self.model(first, second).flatten().cpu()
 
@@ -91,7 +98,7 @@ class CLIPScorer:
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
         """(N, H, W, 3) in [0, 1] -> (N, E); the centre square of each."""
-        return torch.cat([self.images(part.to(self.device)).image_embeds.cpu() for part in images.split(16)])
+        return torch.cat([self.images(part.to(self.device)).image_embeds.cpu() for part in images.split(BATCH)])
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
