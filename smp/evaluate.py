@@ -116,13 +116,17 @@ def evaluate_transitions(arguments: argparse.Namespace) -> None:
 
 def evaluate_images(arguments: argparse.Namespace) -> None:
     """Print the table of a folder of characters."""
+    from .evaluation.image_scores import LEAST_JOINTS
     from .evaluation.poses import PoseReader
 
     clip = CLIPScorer(arguments.clip_weights, arguments.clip_model, arguments.device)
     poses = PoseReader(arguments.pose_weights, arguments.device) if arguments.pose_weights else None
-    scores, unseen = score_characters(arguments.folder, clip, poses)
-    if unseen:
-        print(f"No person was found in {unseen} panels; they do not enter pose diversity.")
+    scores, left = score_characters(arguments.folder, clip, poses)
+    if left.panels:
+        print(f"No person was found in {left.panels} panels; they do not enter pose diversity.")
+    if left.pairs:
+        print(f"{left.pairs} pairs of panels show fewer than {LEAST_JOINTS} of the same joints, or all in one place.")
+        print("They do not enter pose diversity.")
     print(f"{len(scores)} characters (mean ± standard error over characters)\n")
     print(format_table({str(arguments.folder): summarise([*scores.values()])}, IMAGES))
 

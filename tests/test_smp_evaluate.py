@@ -32,7 +32,7 @@ from storydiffusion.smp import prepare as prepare_command
 from storydiffusion.smp.encoder import load_open_clip
 from storydiffusion.smp.evaluation import folders, transitions
 from storydiffusion.smp.evaluation.clip_scores import Measures, clip_scores
-from storydiffusion.smp.evaluation.image_scores import character_scores, pose_distance
+from storydiffusion.smp.evaluation.image_scores import Pose, character_scores, pose_distance
 from storydiffusion.smp.evaluation.models import BATCH, LPIPS, CLIPScorer
 from storydiffusion.smp.evaluation.poses import PoseReader
 from storydiffusion.smp.evaluation.published import IMAGES, VIDEO
@@ -40,6 +40,7 @@ from storydiffusion.smp.evaluation.report import format_table, mean_of, summaris
 from storydiffusion.smp.training.config import Precision, TrainConfig
 from storydiffusion.smp.training.videos import open_video
 from torch import Tensor
+from torchvision.models.detection import keypointrcnn_resnet50_fpn
 
 # Formulas
 
@@ -121,21 +122,59 @@ def test_character_scores_by_hand() -> None:
         character_scores(images, texts[:2])
 
 
+def pose(*keypoints: tuple[float, float], hidden: tuple[int, ...] = ()) -> Pose:
+    visible = torch.ones(len(keypoints), dtype=torch.bool)
+    visible[list(hidden)] = False
+    return Pose(torch.tensor(keypoints), visible)
+
+
+LINE = pose((0.0, 0.0), (1.0, 0.0), (2.0, 0.0))
+
+
 def test_pose_distance_by_hand() -> None:
-    line = torch.tensor([[0.0, 0.0], [2.0, 0.0]])
-    upright = torch.tensor([[5.0, 1.0], [5.0, 9.0]])  # elsewhere, larger, a quarter turn on
-    assert pose_distance(line, 3 * line + 7) == pytest.approx(0)
-    assert pose_distance(line, upright) == pytest.approx(math.sqrt(2))
-    assert pose_distance(line, line.flip(0)) == pytest.approx(2)  # the largest there is
-    copies = character_scores(torch.eye(3), None, [line, line + 1, 2 * line])
-    assert copies["pose diversity"] == pytest.approx(0)
-    varied = character_scores(torch.eye(3), None, [line, upright, line.flip(0)])
-    assert varied["pose diversity"] == pytest.approx((2 * math.sqrt(2) + 2) / 3)
-    assert "pose diversity" not in character_scores(torch.eye(3), None, [line])
-    with pytest.raises(ValueError, match="in one place"):
-        pose_distance(line, torch.ones(2, 2))
+    upright = pose((5.0, 1.0), (5.0, 5.0), (5.0, 9.0))  # elsewhere, larger, a quarter turn on
+    assert pose_distance(LINE, pose((7.0, 7.0), (10.0, 7.0), (13.0, 7.0))) == pytest.approx(0)
+    assert pose_distance(LINE, upright) == pytest.approx(math.sqrt(2))
+    assert pose_distance(LINE, pose((2.0, 0.0), (1.0, 0.0), (0.0, 0.0))) == pytest.approx(2)  # the largest there is
+    assert character_scores(torch.eye(3), None, [0.5, 2.0])["pose diversity"] == pytest.approx(1.25)
+    assert "pose diversity" not in character_scores(torch.eye(3), None, [])
+    assert pose_distance(LINE, pose(*3 * [(1.0, 1.0)])) is None
     with pytest.raises(ValueError, match="the same keypoints"):
-        pose_distance(line, torch.ones(3, 2))
+        pose_distance(LINE, pose((1.0, 1.0), (2.0, 2.0)))
+
+
+def test_only_joints_that_both_pictures_show_are_compared() -> None:
+    seen = pose((0.0, 0.0), (1.0, 0.0), (2.0, 0.0), (5.0, 5.0), (9.0, 0.0), hidden=(4,))
+    other = pose((0.0, 3.0), (1.0, 3.0), (2.0, 3.0), (-8.0, 1.0), (0.0, 7.0), hidden=(3,))
+    assert pose_distance(seen, other) == pytest.approx(0)  # but for the two guesses
+    assert pose_distance(seen, pose(*map(tuple, other.keypoints.tolist()))) > 0.5
+    assert pose_distance(seen, pose(*map(tuple, other.keypoints.tolist()), hidden=(0, 3))) is None  # two are left
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:torchvision")
+def test_poses_say_which_joints_the_network_is_sure_of(tmp_path: Path) -> None:
+    torch.save(keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict(), tmp_path / "poses.pth")
+    reader = PoseReader(tmp_path / "poses.pth")
+    keypoints = torch.rand(2, 17, 3)
+    logits = torch.tensor([[2.1, 1.9, *[5.0] * 15], [9.0] * 17])
+    found = {"scores": torch.tensor([0.9, 0.8]), "keypoints": keypoints, "keypoints_scores": logits}
+    reader.model = lambda images: [found]
+    read = reader.read(torch.rand(8, 8, 3))
+    assert torch.equal(read.keypoints, keypoints[0, :, :2])
+    assert read.visible.tolist() == [True, False, *[True] * 15]
+    reader.model = lambda images: [{**found, "scores": torch.tensor([0.6, 0.5])}]
+    assert reader.read(torch.rand(8, 8, 3)) is None
+
+
+def test_what_cannot_be_compared_is_counted(tmp_path: Path, clip_weights: Path) -> None:
+    (tmp_path / "Bob").mkdir()
+    for number in range(4):
+        Image.new("L", (30, 30), number).save(tmp_path / "Bob" / f"{number}.png")
+    half = pose(*map(tuple, LINE.keypoints.tolist()), hidden=(0,))
+    reader = SimpleNamespace(read=lambda image: [LINE, half, None, LINE][round(float(image.mean()) * 255)])
+    scores, left = folders.score_characters(tmp_path, CLIPScorer(clip_weights, CLIP_MODEL), reader)
+    assert scores["Bob"]["pose diversity"] == 0
+    assert (left.panels, left.pairs) == (1, 2)
 
 
 def test_means_and_their_errors_by_hand() -> None:

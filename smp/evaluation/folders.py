@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import av
@@ -14,7 +16,7 @@ from torch.nn import functional as F
 from ..training.captions import read_text
 from ..training.videos import list_videos, open_video
 from .clip_scores import Measures, Scores, clip_scores
-from .image_scores import character_scores
+from .image_scores import character_scores, pose_distance
 from .models import CLIPScorer
 from .poses import PoseReader
 
@@ -42,8 +44,16 @@ def score_videos(folder: Path, measures: Measures, size: int) -> tuple[list[Scor
     return rows, broken
 
 
-def score_characters(folder: Path, clip: CLIPScorer, poses: PoseReader | None) -> tuple[dict[str, Scores], int]:
-    """Scores of every character, and the number of panels in which no person was found.
+@dataclass
+class LeftOut:
+    """What does not enter pose diversity: panels without a person, and pairs that show too few of the same joints."""
+
+    panels: int = 0
+    pairs: int = 0
+
+
+def score_characters(folder: Path, clip: CLIPScorer, poses: PoseReader | None) -> tuple[dict[str, Scores], LeftOut]:
+    """Scores of every character, and how many panels and pairs were left out of pose diversity.
 
     Args:
         folder: a folder for each character, with its panels and the prompt of `NAME.png` in `NAME.txt`.
@@ -56,19 +66,26 @@ def score_characters(folder: Path, clip: CLIPScorer, poses: PoseReader | None) -
     characters = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     if not characters:
         raise ValueError(f"{folder} has no folders; it must hold one for each character.")
-    scores, unseen = {}, 0
+    scores, left = {}, LeftOut()
     for character in characters:
         panels = sorted(path for path in character.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         images = [read_image(panel) for panel in panels]
-        found = [] if poses is None else [poses.read(image) for image in images]
-        seen = [keypoints for keypoints in found if keypoints is not None]
-        unseen += len(found) - len(seen)
+        distances = [] if poses is None else _pose_distances(images, poses, left)
         try:
             embeds = torch.cat([clip.embed(image[None]) for image in images]) if images else torch.zeros(0, 1)
-            scores[character.name] = character_scores(embeds, _embed_prompts(panels, clip), seen)
+            scores[character.name] = character_scores(embeds, _embed_prompts(panels, clip), distances)
         except ValueError as error:
             raise ValueError(f"Character {character.name}: {error}") from error
-    return scores, unseen
+    return scores, left
+
+
+def _pose_distances(images: list[Tensor], poses: PoseReader, left: LeftOut) -> list[float]:
+    found = [poses.read(image) for image in images]
+    seen = [pose for pose in found if pose is not None]
+    distances = [pose_distance(a, b) for a, b in combinations(seen, 2)]
+    left.panels += len(found) - len(seen)
+    left.pairs += distances.count(None)
+    return [distance for distance in distances if distance is not None]
 
 
 def _embed_prompts(panels: list[Path], clip: CLIPScorer) -> Tensor | None:

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 from torch import Tensor
 
 from .clip_scores import Scores, cosine
 
+LEAST_JOINTS = 3
+"""Two joints, moved and scaled, are only a direction; three are the fewest with a shape."""
 
-def character_scores(images: Tensor, texts: Tensor | None, poses: Sequence[Tensor] = ()) -> Scores:
+
+@dataclass(frozen=True)
+class Pose:
+    """Keypoints (K, 2) of a figure, and which of them can be seen, (K,) of bool."""
+
+    keypoints: Tensor
+    visible: Tensor
+
+
+def character_scores(images: Tensor, texts: Tensor | None, pose_distances: Sequence[float] = ()) -> Scores:
     """Measures of all panels of one character.
 
     - `text-image`: mean cosine of each panel and its prompt.
     - `character`: mean cosine of all pairs of panels. Panels that are copies of each other have 1, the best value.
-    - `pose diversity`: mean `pose_distance` of all pairs of panels in which a person was found. Copies have 0.
+    - `pose diversity`: mean `pose_distance` of all pairs of panels that have one. Copies have 0.
 
     Args:
         images: (N, E) embeddings, N at least 2.
         texts: (N, E) embeddings of the prompts, or None.
-        poses: keypoints (K, 2) of the panels in which a person was found.
+        pose_distances: of the pairs of panels whose poses could be compared.
 
     Raises:
         ValueError: fewer than two panels, or another number of texts.
@@ -32,33 +44,38 @@ def character_scores(images: Tensor, texts: Tensor | None, poses: Sequence[Tenso
     first, second = zip(*combinations(range(len(images)), 2), strict=True)
     scores: Scores = {} if texts is None else {"text-image": float(cosine(images, texts).mean())}
     scores["character"] = float(cosine(images[list(first)], images[list(second)]).mean())
-    if len(poses) > 1:
-        distances = [pose_distance(a, b) for a, b in combinations(poses, 2)]
-        scores["pose diversity"] = sum(distances) / len(distances)
+    if pose_distances:
+        scores["pose diversity"] = sum(pose_distances) / len(pose_distances)
     return scores
 
 
-def pose_distance(a: Tensor, b: Tensor) -> float:
+def pose_distance(a: Pose, b: Pose) -> float | None:
     """How much two poses differ, wherever and however large the figures are.
 
-    Each figure's keypoints are moved to mean 0 and scaled to a root mean square of 1; the distance is the root mean
-    square of the differences between corresponding keypoints: 0 for the same pose, at most 2.
+    Only joints that can be seen in both count: where a joint is hidden the reader guesses. Each figure's are moved to
+    mean 0 and scaled to a root mean square of 1; the distance is the root mean square of the differences between
+    corresponding joints: 0 for the same pose, at most 2.
 
     Args:
-        a: (K, 2) keypoints.
-        b: (K, 2), the same ones of the other figure.
+        a: one figure.
+        b: the other, with the same keypoints.
+
+    Returns:
+        The distance, or None where fewer than `LEAST_JOINTS` joints can be seen in both, or all lie in one place.
 
     Raises:
-        ValueError: other shapes, or a figure whose keypoints all lie in one place.
+        ValueError: other shapes.
     """
-    if a.ndim != 2 or a.shape != b.shape:
-        raise ValueError(f"Two poses must have the same keypoints (K, 2); got {tuple(a.shape)} and {tuple(b.shape)}.")
-    return float((_normalised(a) - _normalised(b)).square().sum(dim=1).mean().sqrt())
+    shapes = [tuple(tensor.shape) for pose in (a, b) for tensor in (pose.keypoints, pose.visible)]
+    if a.keypoints.ndim != 2 or shapes != 2 * [(len(a.keypoints), 2), (len(a.keypoints),)]:
+        raise ValueError(f"Two poses must have the same keypoints (K, 2), (K,) visible; got {shapes}.")
+    both = a.visible & b.visible
+    first, second = (_centred(pose.keypoints[both]) for pose in (a, b))
+    sizes = [figure.square().sum(dim=1).mean().sqrt() for figure in (first, second)]
+    if both.sum() < LEAST_JOINTS or 0 in sizes:
+        return None
+    return float((first / sizes[0] - second / sizes[1]).square().sum(dim=1).mean().sqrt())
 
 
-def _normalised(keypoints: Tensor) -> Tensor:
-    centred = keypoints.double() - keypoints.double().mean(dim=0)
-    size = centred.square().sum(dim=1).mean().sqrt()
-    if size == 0:
-        raise ValueError("All keypoints of a pose lie in one place.")
-    return centred / size
+def _centred(keypoints: Tensor) -> Tensor:
+    return keypoints.double() - keypoints.double().mean(dim=0)

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import keypointrcnn_resnet50_fpn
 
+from .image_scores import Pose
+
 WEIGHTS_FILE = "keypointrcnn_resnet50_fpn_coco-fc266e95.pth"
 LEAST_SCORE = 0.7  # detections below are often not people
+LEAST_KEYPOINT_SCORE = 2.0  # of the heatmap, before any softmax: Detectron, the model's first home, draws those above
 
 
 class PoseReader:
@@ -36,9 +39,10 @@ class PoseReader:
         self.model = model.to(self.device).eval()
 
     @torch.no_grad()
-    def read(self, image: Tensor) -> Tensor | None:
-        """(H, W, 3) in [0, 1] -> keypoints (17, 2) in pixels, or None when there is no person."""
+    def read(self, image: Tensor) -> Pose | None:
+        """(H, W, 3) in [0, 1] -> 17 keypoints in pixels, or None when there is no person."""
         found = self.model([image.movedim(-1, 0).to(self.device)])[0]
         if not len(found["scores"]) or found["scores"][0] < LEAST_SCORE:
             return None
-        return found["keypoints"][0, :, :2].cpu()
+        visible = found["keypoints_scores"][0] > LEAST_KEYPOINT_SCORE
+        return Pose(found["keypoints"][0, :, :2].cpu(), visible.cpu())
