@@ -80,16 +80,22 @@ def embedding_encoder(
     arguments: argparse.Namespace, config: TrainConfig
 ) -> tuple[Encode, dict[str, Any], dict[str, Any]]:
     """Tokens, and with `sd15` in the config latents and text too; what the index says of them; what it computes."""
-    from .training.encode import ClipEncoder, SD15Encoder, TokenEncoder  # diffusers takes seconds to import
+    from .training.encode import (
+        ClipEncoder,
+        SD15Encoder,
+        TokenEncoder,
+        encoding_precision,
+    )  # diffusers takes seconds to import
 
     device = torch.device(arguments.device)
+    precision = encoding_precision(config, device)
     motion, _ = start_smp(config)
     space = token_space(motion)
     encoders: list[ClipEncoder] = [
-        TokenEncoder(load_open_clip(arguments.encoder, arguments.encoder_model), motion, device)
+        TokenEncoder(load_open_clip(arguments.encoder, arguments.encoder_model), motion, device, precision)
     ]
     if config.sd15:
-        encoders.append(SD15Encoder(Path(config.sd15), device))
+        encoders.append(SD15Encoder(Path(config.sd15), device, precision))
     weights = {name: digest for encoder in encoders for name, digest in encoder.weights().items()}
     blank = {name: value.tolist() for encoder in encoders for name, value in encoder.blank().items()}
 

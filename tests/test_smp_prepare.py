@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sys
+from dataclasses import replace
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -26,10 +27,11 @@ from storydiffusion.smp.evaluation import folders as evaluation
 from storydiffusion.smp.training import clip_files
 from storydiffusion.smp.training.captions import read_captions
 from storydiffusion.smp.training.clip_files import from_pictures
-from storydiffusion.smp.training.encode import SD15Encoder
+from storydiffusion.smp.training.encode import SD15Encoder, TokenEncoder, encoding_precision
 from storydiffusion.smp.training.plan import agree_on_plan
 from storydiffusion.smp.training.prepare import Job, Source, prepare
 from storydiffusion.smp.training.shards import EncodedClips, ShardReader
+from storydiffusion.smp.training.start import start_smp
 from storydiffusion.smp.training.videos import BrokenVideoError, ClipShape, cut_clips
 
 SHAPE = ["--frames", "3", "--stride", "2", "--size", "32", "--clips-per-video", "2", "--videos-per-shard", "2"]
@@ -274,3 +276,26 @@ def test_embeddings_are_the_encoders_from_videos_and_from_clips_alike(
     capsys.readouterr()
     assert run(monkeypatch, "embeddings", tmp_path / "clips", tmp_path / "via", *options) == 1
     assert "other settings (weights.image_encoder changed)" in capsys.readouterr().err
+
+
+def test_on_a_gpu_encoders_compute_in_the_configs_precision(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, mixed_precision="bf16")
+    assert encoding_precision(config, torch.device("cuda", 1)) == "bf16"
+    assert encoding_precision(config, torch.device("cpu")) == "no"
+    weights, device = write_open_clip(tmp_path), torch.device("cpu")
+    write_sd15(tmp_path / "sd15")
+    model = config.model | {"encoder_width": CLIP_EMBED_WIDTH, "uncond": "blank_image"}
+    motion, _ = start_smp(replace(config, model=model))
+    clip = clip_files.RawClip("0", "a square", torch.rand(2, 64, 64, 3))
+    for make in (
+        lambda precision: TokenEncoder(load_open_clip(weights, CLIP_MODEL), motion, device, precision),
+        lambda precision: SD15Encoder(tmp_path / "sd15", device, precision),
+    ):
+        whole, half = make("no"), make("bf16")
+        assert whole.weights() == half.weights()
+        for full, low in ((whole.encode(clip), half.encode(clip)), (whole.blank(), half.blank())):
+            assert full.keys() == low.keys()
+            for name, value in full.items():
+                assert value.dtype == torch.float32
+                assert not torch.equal(low[name].float(), value)
+                torch.testing.assert_close(low[name].float(), value, rtol=0.05, atol=0.05)
