@@ -5,6 +5,7 @@
 The pack's own stages run forward, backward and through AdamW on tensors without content (FakeTensorMode), so neither a
 GPU nor the memory is needed. Operations are those of matrix products and convolutions. Memory is the most that tensors
 take at one time: weights, average, optimiser, activations; what kernels and the allocator need besides is not in it.
+What `smp.prepare` takes for a clip before that is counted in the same way.
 The hours are for hardware that does nothing else, at the peak rate given: less than any real run will take.
 """
 
@@ -25,6 +26,7 @@ from ..smp.training.load_sd15 import PRECISIONS, animatediff_scheduler
 from ..smp.training.measure import PAPER_SHAPE, RandomClips, random_run
 from ..smp.training.stage import Stage
 from ._live_tensors import LiveTensors
+from ._preparation_cost import count_latents, count_tokens
 
 A100 = 312.0
 """TFLOP/s in bfloat16 on tensor cores, by its data sheet."""
@@ -119,6 +121,16 @@ def main() -> None:
             f"{cost.gigabytes:.1f} | {config.iterations} | {least:.1f} |",
             flush=True,
         )
+    print_preparation(paper_configs()[-1], arguments.devices, arguments.tflops)
+
+
+def print_preparation(config: TrainConfig, devices: int, tflops: float) -> None:
+    """What comes before: a clip's encoding; decoding of videos, which the CPU does, isn't counted."""
+    print("\n| prepare | precision | TFLOP a clip | GB of tensors | hours for a million clips at peak rate |")
+    print("|---|---|---|---|---|")
+    for what, counted in (("tokens", count_tokens(config)), ("latents", count_latents(config))):
+        least = 1e6 * counted.tflop / (devices * tflops) / 3600
+        print(f"| {what} | {config.mixed_precision} | {counted.tflop:.2f} | {counted.gigabytes:.1f} | {least:.1f} |")
 
 
 if __name__ == "__main__":

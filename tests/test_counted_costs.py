@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from storydiffusion.benchmarks._live_tensors import LiveTensors
+from storydiffusion.benchmarks._preparation_cost import count_latents, count_tokens
 from storydiffusion.benchmarks.training_cost import Cost, Training, count, hours, paper_configs
 from storydiffusion.benchmarks.unet_step import counted
 from storydiffusion.smp.training.config import TrainConfig
@@ -79,6 +80,23 @@ def test_the_decoding_stage_is_counted_whole() -> None:
     # Weights, gradients, average and two moments of 566.4M trained parameters, and the UNet's in half precision.
     held = 20 * 566.4e6 + 2 * 0.86e9
     assert held < one.gigabytes * 1e9 < two.gigabytes * 1e9
+
+
+def test_a_clips_encoding_is_counted_whole() -> None:
+    """The image tower of ViT-H-14 has 630.8M weights and sees 257 tokens a frame; each is a multiplication and an
+    addition. Attention and the resampler come on top."""
+    tokens = count_tokens(DECODING)
+    assert tokens.tflop * 1e12 == pytest.approx(2 * 630.8e6 * 257 * DECODING.frames, rel=0.06)
+    assert tokens.gigabytes > 6 * 0.63  # weights in 32 bits, and in 16 for the products
+    latents, half = count_latents(DECODING), count_latents(replace(DECODING, frames=DECODING.frames // 2))
+    assert latents.tflop == pytest.approx(2 * half.tflop)
+    # The four levels' residual convolutions, 3 x 3, at 256 to 32 pixels a side, two blocks of two each; the first of a
+    # level also widens. They are most of an encoder that has little else: downsampling, the middle, its attention.
+    widths, sides = [128, 128, 256, 512, 512], [256, 128, 64, 32]
+    levels = [
+        9 * side**2 * (into * out + 3 * out**2) for into, out, side in zip(widths, widths[1:], sides, strict=False)
+    ]
+    assert 0.8 < 2 * sum(levels) * DECODING.frames / (latents.tflop * 1e12) < 1
 
 
 def test_hours_are_operations_over_the_rate() -> None:
