@@ -256,10 +256,15 @@ def new_maps(
         for name in story.panels[index].characters:
             named = any(tokens.positions[index].get(name) for tokens in naming.values())
             if not named and (index, characters.index(name)) not in given:
+                why = (
+                    f"its prompt doesn't hold the words for [{name}] apart from others. Put spaces around the tag"
+                    if naming
+                    else f"the positive conditioning doesn't say which words mean [{name}]. Encode the story with "
+                    "Encode Story Prompts"
+                )
                 raise ValueError(
-                    f"Panel {index + 1}: where [{name}] stands can't be found, because no words of the positive "
-                    f"conditioning are known to mean [{name}]. Encode the story with Encode Story Prompts, or give "
-                    f"masks with Set Subject Masks."
+                    f"Panel {index + 1}: where [{name}] stands can't be found, because {why}, or give masks with Set "
+                    "Subject Masks."
                 )
     present = torch.tensor([[name in panel.characters for name in characters] for panel in story.panels])
     return SubjectMaps(characters, present, size, given, naming, guarded)

@@ -14,10 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .atomic import atomic_write
 from .config import SMPModelConfig
 from .injection import AddedKV
 from .model import SemanticMotion, SMPWeights
-from .training.atomic import atomic_write
 
 FORMAT = "storydiffusion-smp"
 FORMAT_VERSION = 1

@@ -80,12 +80,8 @@ def embedding_encoder(
     arguments: argparse.Namespace, config: TrainConfig
 ) -> tuple[Encode, dict[str, Any], dict[str, Any]]:
     """Tokens, and with `sd15` in the config latents and text too; what the index says of them; what it computes."""
-    from .training.encode import (
-        ClipEncoder,
-        SD15Encoder,
-        TokenEncoder,
-        encoding_precision,
-    )  # diffusers takes seconds to import
+    # diffusers takes seconds to import
+    from .training.encode import ClipEncoder, SD15Encoder, TokenEncoder, encoding_precision
 
     device = torch.device(arguments.device)
     precision = encoding_precision(config, device)

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 from storydiffusion.devtools.tiny_clips import FRAMES, curved_clips, tiny_config, write_clips
+from storydiffusion.smp.atomic import atomic_write
 from storydiffusion.smp.checkpoint import load_checkpoint
-from storydiffusion.smp.training.atomic import atomic_write
 from storydiffusion.smp.training.average import Average
 from storydiffusion.smp.training.build import build
 from storydiffusion.smp.training.clips import Clip, ClipsInMemory, DrawnClips, spread

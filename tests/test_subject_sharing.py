@@ -288,6 +288,12 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"Panel 1: where \[Bob\] stands can't be found.*Encode Story Prompts"):
             sample(apply(tiny_sd15[0], MEETING), MEETING, conditioning=(bare, negative))
 
+    def test_a_tag_within_a_word(self, tiny_sd15, sample):
+        story = parse_story("[Bob] meets the[Ann] there\n[Bob] walks\n[Ann] sleeps", SHEET)
+        conditioning = StoryEncodePrompts.execute(tiny_sd15[1], story).result
+        with pytest.raises(ValueError, match=r"where \[Ann\] stands can't be found.*Put spaces around the tag"):
+            sample(apply(tiny_sd15[0], story), story, conditioning=conditioning)
+
     def test_a_node_behind_that_replaces_cross_attention(self, tiny_sd15, sample):
         blinded = apply(tiny_sd15[0], MEETING)
         for key in list(blinded.model_options["transformer_options"]["patches_replace"]["attn2"]):

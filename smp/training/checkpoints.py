@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .atomic import PARTIAL, atomic_write
+from ..atomic import PARTIAL, atomic_write
 
 FOLDER = "checkpoints"
 

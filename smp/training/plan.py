@@ -8,7 +8,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from .atomic import write_json
+from ..atomic import write_json
 from .shards import INDEX
 
 PLAN = "plan.json"

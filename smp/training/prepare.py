@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .atomic import PARTIAL, write_json
+from ..atomic import PARTIAL, write_json
 from .captions import caption_of, captions_digest
 from .clip_files import Encode, clips_of_shard
 from .plan import agree_on_plan

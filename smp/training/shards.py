@@ -26,7 +26,7 @@ from filelock import FileLock
 from webdataset.cache import FileCache
 from webdataset.gopen import gopen
 
-from .atomic import atomic_write, write_json
+from ..atomic import atomic_write, write_json
 from .clips import Clip
 
 FORMAT = "storydiffusion-smp-clips-1"

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..atomic import atomic_write
 from ..attention import attend
 from ..config import CrossAttentionSite, Guidance
 from ..injection import AddedKV
-from .atomic import atomic_write
 from .denoiser import Denoiser
 
 MOTION_MODULE_FILE = "motion_module.safetensors"
