@@ -75,11 +75,15 @@ def test_a_transformer_takes_six_operations_for_each_weight_and_token() -> None:
 
 
 def test_the_decoding_stage_is_counted_whole() -> None:
-    one, two = (count(replace(DECODING, micro_batch=clips)) for clips in (1, 2))
-    assert two.tflop == pytest.approx(2 * one.tflop, rel=0.01)
     # Weights, gradients, average and two moments of 566.4M trained parameters, and the UNet's in half precision.
     held = 20 * 566.4e6 + 2 * 0.86e9
-    assert held < one.gigabytes * 1e9 < two.gigabytes * 1e9
+    assert held < count(replace(DECODING, micro_batch=1)).gigabytes * 1e9 < 1.2 * held
+
+
+def test_twice_the_clips_are_twice_the_operations_and_more_memory() -> None:
+    one, two = (count(replace(small(), micro_batch=clips, global_batch=clips)) for clips in (1, 2))
+    assert two.tflop == pytest.approx(2 * one.tflop, rel=0.01)
+    assert two.gigabytes > one.gigabytes
 
 
 def test_a_clips_encoding_is_counted_whole() -> None:

@@ -172,7 +172,7 @@ def test_the_loss_is_the_denoising_error_with_dropped_conditioning_blank(tmp_pat
 def test_token_weight_adds_equation_7_and_keeps_the_predictor_in_the_encoders_space(tmp_path: Path) -> None:
     errors = {}
     for weight in (0.0, 5.0):
-        config = decoding_config(tmp_path / str(weight), token_weight=weight, iterations=30, learning_rate=3e-3)
+        config = decoding_config(tmp_path / str(weight), token_weight=weight, iterations=12, learning_rate=5e-3)
         stage = make_stage(config)
         with torch.no_grad():  # projections that read the predictor from the first step on
             for parameter in stage.denoiser.added_kv.parameters():
