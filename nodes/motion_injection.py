@@ -156,22 +156,13 @@ def layer_patches() -> list[tuple[type, Callable[..., torch.Tensor]]]:
 def _announce_motion(sites: list[MotionSite], scale: float) -> Callable[..., torch.Tensor]:
     """APPLY_MODEL wrapper. The weights are looked up in each call: another GPU's clone has its own."""
 
-    def announce(
-        executor: Any,
-        x: torch.Tensor,
-        t: torch.Tensor,
-        c_concat: Any,
-        c_crossattn: Any,
-        control: Any,
-        transformer_options: dict[str, Any],
-        **kwargs: Any,
-    ) -> torch.Tensor:
+    def announce(executor: Any, x: torch.Tensor, *call: Any, **kwargs: Any) -> torch.Tensor:
+        *between, transformer_options = call
         patcher = executor.class_obj.current_patcher.get_additional_models_with_key(MOTION_KEY)[0]
         frames = frames_per_call(x.shape[0], transformer_options)
         require_few_frames(frame_indices(frames, transformer_options), patcher.model.config.max_frames)
         motion = RunningMotion({site.site: patcher.model.get_submodule(site.path) for site in sites}, frames, scale)
-        transformer_options = {**transformer_options, MOTION_KEY: motion}
-        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+        return executor(x, *between, {**transformer_options, MOTION_KEY: motion}, **kwargs)
 
     return announce
 

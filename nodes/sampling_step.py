@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-
-import torch
 
 STEP_KEY = "storydiffusion_step"
 """Entry of transformer_options: the `SamplingStep` of the running model call."""
@@ -54,21 +52,12 @@ class StepNote:
     start_percent: float = 0.0
     end_percent: float = 1.0
 
-    def __call__(
-        self,
-        executor: Callable[..., torch.Tensor],
-        x: torch.Tensor,
-        t: torch.Tensor,
-        c_concat: Any,
-        c_crossattn: Any,
-        control: Any,
-        transformer_options: dict[str, Any],
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        """Hands the `SamplingStep` on in transformer_options."""
+    def __call__(self, executor: Any, *call: Any, **kwargs: Any) -> Any:
+        """Hands the `SamplingStep` on in transformer_options, the last argument of the call."""
+        *before, transformer_options = call
         sigma = float(transformer_options["sigmas"][0])
         step = current_step(sigma, transformer_options["sample_sigmas"].tolist())
-        schedule = executor.class_obj.model_sampling  # type: ignore[attr-defined]
+        schedule = executor.class_obj.model_sampling
         start, end = (schedule.percent_to_sigma(percent) for percent in (self.start_percent, self.end_percent))
         step = replace(step, active=start >= sigma > end)
-        return executor(x, t, c_concat, c_crossattn, control, {**transformer_options, STEP_KEY: step}, **kwargs)
+        return executor(*before, {**transformer_options, STEP_KEY: step}, **kwargs)

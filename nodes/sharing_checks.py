@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ class SharingChecks:
 
     def __call__(
         self,
-        executor: Callable[..., Any],
+        executor: Any,
         noise: torch.Tensor,
         latent_image: torch.Tensor,
         sampler: Any,
@@ -46,7 +46,7 @@ class SharingChecks:
                 f"has {noise.shape[0]}. Connect panel_count of Story Prompt Splitter to batch_size of the empty latent."
             )
         self._require_clean_references(noise, sigmas, denoise_mask)
-        self._warn_of_replaced_blocks(executor.class_obj.model_options["transformer_options"])  # type: ignore[attr-defined]
+        self._warn_of_replaced_blocks(executor.class_obj.model_options["transformer_options"])
         return executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
 
     def _require_clean_references(

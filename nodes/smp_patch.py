@@ -81,25 +81,17 @@ class SMPGuide:
         options[POSITIVE_KEY] = frozenset(entry["uuid"] for entry in guider.conds["positive"])
         return executor(noise, *args, **kwargs)
 
-    def lay_out_tokens(
-        self,
-        executor: Any,
-        x: Tensor,
-        t: Tensor,
-        c_concat: Any,
-        c_crossattn: Tensor,
-        control: Any,
-        transformer_options: dict[str, Any],
-        **kwargs: Any,
-    ) -> Tensor:
+    def lay_out_tokens(self, executor: Any, *call: Any, **kwargs: Any) -> Tensor:
         """APPLY_MODEL wrapper: find every row's motion tokens once a call instead of once a block."""
+        *before, transformer_options = call
+        x, _, _, text, _ = before
         frames = frames_per_call(x.shape[0], transformer_options)
         indices = frame_indices(frames, transformer_options)
         rows = tokens_of_rows(self.tokens, self.uncond, indices, positive_chunks(transformer_options))
-        repeats = count_text_repeats(c_crossattn) if self.guidance == "concat" else None
-        call = CallTokens(rows.to(x.device), repeats, self._projections(executor.class_obj.current_patcher))
-        transformer_options = {**transformer_options, KEY: {**transformer_options.get(KEY, {}), self: call}}
-        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+        repeats = count_text_repeats(text) if self.guidance == "concat" else None
+        tokens = CallTokens(rows.to(x.device), repeats, self._projections(executor.class_obj.current_patcher))
+        tokens_of = {**transformer_options.get(KEY, {}), self: tokens}
+        return executor(*before, {**transformer_options, KEY: tokens_of}, **kwargs)
 
     def _projections(self, patcher: Any) -> AddedKV:
         """Those of the running model, or, where the host runs a second model with this one's patches, the first's."""

@@ -46,14 +46,11 @@ def text(rows: int, width: int = 768, seed: int = 1) -> list[Any]:
     return [[torch.randn(rows, 77, width, generator=torch.Generator().manual_seed(seed)), {}]]
 
 
-def draw(model: Any, positive: Any, negative: Any = None, *, batch: int = 4, steps: int = 1, **options: Any) -> Any:
-    latent = options.pop("latent", None) or {"samples": torch.zeros(batch, 4, SIZE // 8, SIZE // 8)}
-    width = positive[0][0].shape[-1]
-    negative = negative or text(1, width, seed=2)
-    sampler = options.pop("sampler", "euler")
-    return nodes.common_ksampler(model, 5, steps, 5.0, sampler, "normal", positive, negative, latent, **options)[0][
-        "samples"
-    ]
+def draw(model: Any, positive: Any, negative: Any = None, *, batch: int = 4, steps: int = 1) -> Any:
+    latent = {"samples": torch.zeros(batch, 4, SIZE // 8, SIZE // 8)}
+    negative = negative or text(1, positive[0][0].shape[-1], seed=2)
+    sampled = nodes.common_ksampler(model, 5, steps, 5.0, "euler", "normal", positive, negative, latent)
+    return sampled[0]["samples"]
 
 
 def windowed(model: Any, length: int, causal: bool = False, schedule: str = "standard_static") -> Any:
@@ -87,11 +84,10 @@ class TestRows:
         """As Tiled Diffusion nodes do: each call holds the two halves of all panels as so many pictures."""
 
         def tiles(apply_model: Any, arguments: dict[str, Any]) -> torch.Tensor:
-            halves = [part.flatten(0, 1) for part in (arguments["input"].unflatten(3, (2, -1)).permute(3, 0, 1, 2, 4),)]
+            halves = torch.cat(arguments["input"].chunk(2, dim=3))
             c = {name: value.repeat(2, 1, 1) for name, value in arguments["c"].items() if torch.is_tensor(value)}
             c["transformer_options"] = arguments["c"]["transformer_options"]
-            out = apply_model(halves[0], arguments["timestep"].repeat(2), **c)
-            return torch.cat([*out.chunk(2)], dim=3)
+            return torch.cat(apply_model(halves, arguments["timestep"].repeat(2), **c).chunk(2), dim=3)
 
         tiled = share(model)
         tiled.set_model_unet_function_wrapper(tiles)
