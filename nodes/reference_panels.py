@@ -8,7 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .story_text import UNNAMED_CHARACTER, Panel, Story, as_tags
+from .characters import as_tags
+from .story_text import UNNAMED_CHARACTER, Panel, Story
 
 Latent = dict[str, Any]
 """The host's LATENT: `samples` (B, C, H, W), optionally `noise_mask` and `batch_index`."""

@@ -21,10 +21,22 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .characters import (
+    MARKS,
+    NO_CHARACTER,
+    TAG,
+    TRAILING,
+    Cast,
+    as_tags,
+    check_brackets,
+    name_key,
+    numbered_lines,
+    parse_characters,
+    unescape,
+)
 from .sentences import Passage, has_words, language_of, split_passages
 from .styles import apply_style, join_negative, style_named
 
@@ -34,16 +46,11 @@ if TYPE_CHECKING:
 UNNAMED_CHARACTER = "(unnamed)"
 """The one character of a story that tags nobody, so that its panels have a character in common."""
 
-_NO_CHARACTER = "nc"
-_MARKS = str.maketrans("【】［］", "[][]")
 _HASH = re.compile(r"(?<!\\)[#＃]")
-_TAG = re.compile(r"(?<!\\)\[([^\[\]]*)\]")
 _TAGS_THAT_TOUCH = re.compile(r"(?<!\\)\](?=\[)")
-_BRACKET = re.compile(r"(?<!\\)[\[\]]")
 _BETWEEN_LABELS = re.compile(r"(?:\s|[,，、&:：]|\band\b)*")
 # A tag that runs on into CJK text or a possessive is a word of the sentence: 【ボブ】が走る, [Bob]'s dog.
 _GLUED = re.compile(r"['’\u1100-\u11ff\u3041-\u30ff\u3131-\u318e\u3400-\u9fff\uac00-\ud7a3]")
-_TRAILING = " \t\u3000.,;:。．｡，、；："
 
 
 @dataclass(frozen=True)
@@ -84,33 +91,7 @@ class Story:
 
         Text of another field has tags of its own, "[bob]" where the story says "[Bob]": these are one character.
         """
-        return next((own for own in self.characters if _key(own) == _key(name)), None)
-
-
-def parse_characters(text: str) -> dict[str, str]:
-    """Read a character sheet, `[Name] description` on each line, into {name: description}.
-
-    Raises ValueError naming the line for a line without `[Name]`, a second tag, a missing description, a name
-    used twice, and the reserved name NC.
-    """
-    sheet: dict[str, str] = {}
-    for number, source in _numbered_lines(text):
-        where = f"Characters, line {number} ({source!r})"
-        line = source.translate(_MARKS)
-        _check_brackets(line, where)
-        tags = _TAG.findall(line)
-        if len(tags) != 1 or not line.startswith("["):
-            raise ValueError(f"{where}: write one character per line, as in '[Bob] a man with a red cap'.")
-        name = _name_in(tags[0], where)
-        if _key(name) == _NO_CHARACTER:
-            raise ValueError(f"{where}: [NC] marks panels without a character. Choose another name.")
-        if _key(name) in map(_key, sheet):
-            raise ValueError(f"{where}: [{name}] is described a second time. Keep one line per character.")
-        description = _unescape(line[line.index("]") + 1 :].lstrip(" \t\u3000:：").rstrip(_TRAILING))
-        if not has_words(description):
-            raise ValueError(f"{where}: [{name}] has no description. Say what the character looks like.")
-        sheet[name] = description
-    return sheet
+        return next((own for own in self.characters if name_key(own) == name_key(name)), None)
 
 
 def parse_story(
@@ -132,8 +113,8 @@ def parse_story(
     partner, and a `[Name]` that the given sheet does not describe.
     """
     style_named(style)
-    cast = _Cast(parse_characters(characters), field)
-    lines = [_story_line(number, source, cast) for number, source in _numbered_lines(story)]
+    cast = Cast(parse_characters(characters), field)
+    lines = [_story_line(number, source, cast) for number, source in numbered_lines(story)]
     if not lines:
         raise ValueError("The story is empty. Write one line per panel, as in '[Bob] walks in the forest'.")
     present = _characters_before_first_tag(lines, cast)
@@ -144,53 +125,27 @@ def parse_story(
     return Story(tuple(panels), join_negative(negative, style))
 
 
-class _Cast:
-    """Resolves the tags of one input: case, spacing and full-width letters do not make a different character."""
-
-    def __init__(self, sheet: dict[str, str], field: str) -> None:
-        self.sheet = sheet
-        self.field = field
-        self._names = {_key(name): name for name in sheet}
-
-    def resolve(self, tag: str, where: str) -> str | None:
-        """The name that `tag` stands for, None for NC."""
-        name = _name_in(tag, where)
-        if _key(name) == _NO_CHARACTER:
-            return None
-        if self.sheet and _key(name) not in self._names:
-            known = as_tags(self.sheet)
-            raise ValueError(f"{where}: [{name}] is not in the characters field, which describes {known}.")
-        # Without a sheet the first spelling in the story is the name.
-        return self._names.setdefault(_key(name), name)
-
-
-def _numbered_lines(text: str) -> list[tuple[int, str]]:
-    """Non-blank lines with their numbers from 1; a byte order mark and any line ending are fine."""
-    lines = enumerate(text.removeprefix("\ufeff").splitlines(), 1)
-    return [(number, line.strip()) for number, line in lines if line.strip()]
-
-
-def _story_line(number: int, source: str, cast: _Cast) -> Passage:
+def _story_line(number: int, source: str, cast: Cast) -> Passage:
     where = f"{cast.field}, line {number} ({source!r})"
     text, mark, caption = source, _HASH.search(source), None
     if mark:
-        text, caption = source[: mark.start()].rstrip(), _unescape(source[mark.end() :].strip())
+        text, caption = source[: mark.start()].rstrip(), unescape(source[mark.end() :].strip())
     # Captions keep their brackets: only what goes into the prompt has tags.
-    text = text.translate(_MARKS)
-    _check_brackets(text, where)
-    for tag in _TAG.findall(text):
+    text = text.translate(MARKS)
+    check_brackets(text, where)
+    for tag in TAG.findall(text):
         cast.resolve(tag, where)
     return Passage(number, text, caption)
 
 
-def _characters_before_first_tag(lines: list[Passage], cast: _Cast) -> tuple[str, ...]:
+def _characters_before_first_tag(lines: list[Passage], cast: Cast) -> tuple[str, ...]:
     sheet = cast.sheet
-    tags = [tag for line in lines for tag in _TAG.findall(line.text)]
-    if any(_key(tag) != _NO_CHARACTER for tag in tags):
+    tags = [tag for line in lines for tag in TAG.findall(line.text)]
+    if any(name_key(tag) != NO_CHARACTER for tag in tags):
         return ()
     if not sheet:
         return (UNNAMED_CHARACTER,)
-    if len(sheet) > 1 and not all(_TAG.search(line.text) for line in lines):
+    if len(sheet) > 1 and not all(TAG.search(line.text) for line in lines):
         raise ValueError(
             f"The characters field describes {as_tags(sheet)}, but the {cast.field.lower()} field names none of them. "
             f"Write the tag where a character enters, as in '[{next(iter(sheet))}] walks in the forest'."
@@ -198,10 +153,10 @@ def _characters_before_first_tag(lines: list[Passage], cast: _Cast) -> tuple[str
     return tuple(sheet) if len(sheet) == 1 else ()
 
 
-def _panel(passage: Passage, cast: _Cast, present: tuple[str, ...], style: str) -> tuple[Panel, tuple[str, ...]]:
+def _panel(passage: Passage, cast: Cast, present: tuple[str, ...], style: str) -> tuple[Panel, tuple[str, ...]]:
     """The panel of `passage`, and the characters that a next panel without tags keeps."""
     where = f"{cast.field}, line {passage.line} ({passage.text or '#' + (passage.caption or '')!r})"
-    tags = [cast.resolve(tag, where) for tag in _TAG.findall(passage.text)]
+    tags = [cast.resolve(tag, where) for tag in TAG.findall(passage.text)]
     named = tuple(dict.fromkeys(name for name in tags if name is not None))
     if None in tags and named:
         raise ValueError(f"{where}: [NC] says that no character stands here, but [{named[0]}] is named as well.")
@@ -211,7 +166,7 @@ def _panel(passage: Passage, cast: _Cast, present: tuple[str, ...], style: str) 
     if not tags:
         labels = list(present)
     described = dict.fromkeys(labels)
-    action = _write_names(text, cast, where, described).rstrip(_TRAILING)
+    action = _write_names(text, cast, where, described).rstrip(TRAILING)
     # Whoever the sentence names without describing (a possessive) is described in front of it.
     labels += [name for name in named if name in cast.sheet and name not in described]
     prompt = _with_labels(labels, cast.sheet, action)
@@ -224,22 +179,22 @@ def _panel(passage: Passage, cast: _Cast, present: tuple[str, ...], style: str) 
     return Panel(apply_style(prompt, style), caption, characters, subjects=subjects), named or present
 
 
-def _split_labels(text: str, cast: _Cast, where: str) -> tuple[list[str], str]:
+def _split_labels(text: str, cast: Cast, where: str) -> tuple[list[str], str]:
     """Take the tags in front of `text` off it: (their names without NC, the rest)."""
     labels: list[str] = []
     end = 0
-    while tag := _TAG.match(text, end):
+    while tag := TAG.match(text, end):
         name = cast.resolve(tag[1], where)
         if name is not None and _GLUED.match(text, tag.end()):
             break
         if name is not None and name not in labels:
             labels.append(name)
         between = _BETWEEN_LABELS.match(text, tag.end())
-        end = between.end() if between and _TAG.match(text, between.end()) else tag.end()
+        end = between.end() if between and TAG.match(text, between.end()) else tag.end()
     return labels, text[end:].lstrip(" \t\u3000,，、:：")
 
 
-def _write_names(text: str, cast: _Cast, where: str, described: dict[str, None] | None = None) -> str:
+def _write_names(text: str, cast: Cast, where: str, described: dict[str, None] | None = None) -> str:
     """Write every tag of `text` as words: NC as nothing, others as the name.
 
     For a prompt, where `described` is given, a character that isn't in it yet gets its description, and is added.
@@ -265,7 +220,7 @@ def _write_names(text: str, cast: _Cast, where: str, described: dict[str, None] 
             after = ("," if language_of(phrase) == "en" else "，") + space
         return _gap(before, phrase) + phrase + after
 
-    return _unescape(" ".join(_TAG.sub(words, text).split()))
+    return unescape(" ".join(TAG.sub(words, text).split()))
 
 
 def _gap(left: str, right: str) -> str:
@@ -290,29 +245,3 @@ def _with_labels(labels: list[str], sheet: dict[str, str], action: str) -> str:
     # "Bob walks" reads as a sentence; a description, or a text that is a sentence already, stands beside it.
     is_sentence = not sheet and action[:1].islower()
     return subject + (" " if is_sentence else ", ") + action
-
-
-def _check_brackets(line: str, where: str) -> None:
-    if bracket := _BRACKET.search(_TAG.sub("", line)):
-        problem = "a [ is not closed" if bracket[0] == "[" else "a ] has no [ before it"
-        raise ValueError(f"{where}: {problem}. Write tags as [Name]; \\[ and \\] are plain brackets.")
-
-
-def as_tags(names: Iterable[str]) -> str:
-    """Names as they are written in a story: "[Bob], [Alice]"."""
-    return ", ".join(f"[{name}]" for name in names)
-
-
-def _name_in(tag: str, where: str) -> str:
-    name = " ".join(tag.split())
-    if not name:
-        raise ValueError(f"{where}: the tag [] is empty. Write a name in it, or [NC] for no character.")
-    return name
-
-
-def _key(name: str) -> str:
-    return unicodedata.normalize("NFKC", " ".join(name.split())).casefold()
-
-
-def _unescape(text: str) -> str:
-    return re.sub(r"\\([\[\]#＃])", r"\1", text)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
+from storydiffusion.nodes.characters import parse_characters
 from storydiffusion.nodes.sentences import language_of, split_sentences
-from storydiffusion.nodes.story_text import UNNAMED_CHARACTER, Panel, parse_characters, parse_story
+from storydiffusion.nodes.story_text import UNNAMED_CHARACTER, Panel, parse_story
 from storydiffusion.nodes.styles import STYLES
 
 SHEET = "[Bob] a man with a red cap\n[Alice] a girl, wearing a blue dress."
