@@ -2,34 +2,9 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .nodes.attention_nodes import StoryApplyConsistentSelfAttention
-from .nodes.clip_nodes import StoryJoinClips, StoryPanelPairs
-from .nodes.conditioning_nodes import StoryEncodePrompts
-from .nodes.motion_nodes import StoryApplyMotionModule, StoryLoadMotionModule
-from .nodes.reference_nodes import StoryAddReferencePanels
-from .nodes.smp_nodes import StoryApplySMP, StoryLoadSMP, StorySemanticMotionPredictor
-from .nodes.story_nodes import StoryContactSheet, StoryPromptSplitter
-from .nodes.subject_nodes import StorySetSubjectMasks
-from .nodes.video_nodes import StorySMPVideoDecode
+from .nodes import NODES
 
 WEB_DIRECTORY = "./web"  # docs/<node_id>.md: the help page of each node
-
-NODES: list[type[io.ComfyNode]] = [
-    StoryPromptSplitter,
-    StoryEncodePrompts,
-    StorySetSubjectMasks,
-    StoryApplyConsistentSelfAttention,
-    StoryAddReferencePanels,
-    StoryContactSheet,
-    StoryLoadMotionModule,
-    StoryApplyMotionModule,
-    StoryLoadSMP,
-    StorySemanticMotionPredictor,
-    StoryApplySMP,
-    StorySMPVideoDecode,
-    StoryPanelPairs,
-    StoryJoinClips,
-]
 
 
 class StoryDiffusionExtension(ComfyExtension):  # noqa: D101

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from ..nodes.token_sharing import TokenDraw, all_other_panels, consistent_self_attention, draw_tokens
+from ..nodes.consistent_attention.attention import consistent_self_attention
+from ..nodes.consistent_attention.sources import all_other_panels
+from ..nodes.consistent_attention.token_sampling import TokenDraw, draw_tokens
+from .measuring.official_mask import dense_mask
+from .measuring.seconds import seconds
 
 HEAD_DIM = 64
 
@@ -39,15 +42,6 @@ def multi_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Te
     """What the host's attention_pytorch does: (R, N, C) to heads, torch's kernel, and back."""
     q, k, v = (tensor.unflatten(-1, (-1, HEAD_DIM)).transpose(1, 2) for tensor in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
-
-
-def dense_mask(tokens: int, panels: int, draws: list[TokenDraw], device: torch.device) -> torch.Tensor:
-    """(panels * tokens)^2, true where a panel's query may see a key: its own tokens and the sampled ones."""
-    given = torch.zeros(panels, tokens, dtype=torch.bool, device=device)
-    for panel, drawn in enumerate(draws):
-        given[panel, drawn.sampled.to(device)] = True
-    own = torch.eye(panels, dtype=torch.bool, device=device).repeat_interleave(tokens, 1)  # (panels, B * N)
-    return (own | given.flatten()).repeat_interleave(tokens, 0)
 
 
 def contenders(
@@ -72,17 +66,6 @@ def contenders(
         return multi_head(joined_q, joined_k, joined_v, mask)[0].unflatten(0, (panels, level.tokens))
 
     return {"plain": lambda: multi_head(q, k, v), "ours": gathered, "official mask": masked}
-
-
-def seconds(call: Callable[[], torch.Tensor], device: torch.device) -> float:
-    """Wall time of one call, kernels finished."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def measure(level: Level, panels: int, rate: float, repeats: int, device: torch.device, dtype: torch.dtype) -> str:

@@ -11,17 +11,17 @@ import time
 
 import torch
 
-from ..devtools.motion_oracle import (
+from ..devtools.pack_alias import PACK_ROOT
+from ..devtools.tiny.motion import FULL_V2, FULL_V3, SD15_LAYOUT, ensure_motion_module, published, seeded_sd15
+from ..devtools.tiny.motion_oracle import (
     record_unet_calls,
     reference_output,
     reference_unet,
     relative_error,
     sample_video,
 )
-from ..devtools.pack_alias import PACK_ROOT
-from ..devtools.tiny_motion import FULL_V2, FULL_V3, SD15_LAYOUT, ensure_motion_module, published, seeded_sd15
-from ..nodes.motion_module_file import load_motion_module
-from ..nodes.motion_nodes import StoryApplyMotionModule
+from ..nodes.animatediff.loader import load_motion_module
+from ..nodes.animatediff.nodes import StoryApplyMotionModule
 
 FRAMES = 4
 SIZE = 16

@@ -24,9 +24,9 @@ from ..smp.checkpoint import load_checkpoint
 from ..smp.evaluation.report import Mean, mean_of
 from ..smp.interpolation import interpolate_linear
 from ..smp.predictor import SemanticMotionPredictor
-from ..smp.training.clips import Clip
-from ..smp.training.loop import train
-from ..smp.training.semantic import SMP_FILE, require_predictor
+from ..smp.training.data.clips import Clip
+from ..smp.training.run.loop import train
+from ..smp.training.stages.semantic import SMP_FILE, require_predictor
 
 NEEDED = 0.7
 """Share of interpolation's error that the trained predictor must stay below."""

@@ -27,12 +27,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..devtools.toy.model import fused_attention
-from ..nodes.attach_sharing import choose_blocks
-from ..nodes.attention_patch import ConsistentSelfAttentionPatch, SharingSettings, self_attention_blocks
-from ..nodes.sampling_step import STEP_KEY, SamplingStep
-from ..nodes.token_sharing import draw_tokens
-from ._live_tensors import LiveTensors
-from .attention import dense_mask, seconds
+from ..nodes.consistent_attention.blocks import choose_blocks
+from ..nodes.consistent_attention.patch import ConsistentSelfAttentionPatch
+from ..nodes.consistent_attention.settings import SharingSettings
+from ..nodes.consistent_attention.token_sampling import draw_tokens
+from ..nodes.host.noise_level import STEP_KEY, SamplingStep
+from ..nodes.host.unet import blocks_with_attention
+from .measuring.live_tensors import LiveTensors
+from .measuring.official_mask import dense_mask
+from .measuring.seconds import seconds
 
 # comfy.supported_models.SDXL, and what its checkpoints say besides.
 SDXL = {
@@ -96,7 +99,7 @@ def contenders(
 
     x, context, y = tensor(rows, 4, size // 8, size // 8), tensor(rows, 77, 2048), tensor(rows, 2816)
     timesteps = torch.full((rows,), 500.0, device=device)
-    keys = [block.key for block in choose_blocks(self_attention_blocks(unet), "decoder")]
+    keys = [block.key for block in choose_blocks(blocks_with_attention(unet), "decoder")]
     settings = SharingSettings(sampling_rate=rate, seed=0, sources=None)
 
     def run(patch: Any) -> Callable[[], torch.Tensor]:
@@ -105,7 +108,7 @@ def contenders(
                 "cond_or_uncond": [1, 0],
                 "sigmas": torch.ones(panels, device=device),
                 "optimized_attention_override": fused_attention,  # the host's default on a CPU is another
-                STEP_KEY: SamplingStep(level=0, sigma=1.0),
+                STEP_KEY: SamplingStep(noise_level=0, sigma=1.0),
             }
             if patch is not None:
                 options["patches_replace"] = {"attn1": dict.fromkeys(keys, patch)}

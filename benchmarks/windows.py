@@ -17,18 +17,17 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import comfy.sample
 import comfy.sd
 import torch
 
-from ..devtools.environment import REPOSITORY
-from ..devtools.tiny_checkpoints import TINY_SD15, ensure_checkpoint
+from ..devtools.environment.preparation import REPOSITORY
+from ..devtools.tiny.checkpoints import TINY_SD15, ensure_checkpoint
 from ..devtools.toy import model as toy_model
-from ..nodes.attention_nodes import StoryApplyConsistentSelfAttention
-from ._live_tensors import LiveTensors
+from ..nodes.consistent_attention.nodes import StoryApplyConsistentSelfAttention
+from .measuring.live_tensors import LiveTensors
 
 LATENT_SIZES = {"toy": 64, "sd15": 16}
 """Height and width of the latents, by UNet."""
@@ -95,7 +94,7 @@ def peak_bytes(call: Callable[[], object]) -> int:
 
 def measure_apart(unet: str, panels: int, window: int, steps: int) -> Cost:
     """`measure`, in a process of its own."""
-    launch = Path(__file__).parents[1] / "devtools" / "launch.py"
+    launch = REPOSITORY / "devtools" / "launch.py"
     row = ["--measure", str(panels), str(window), "--steps", str(steps), "--unet", unet]
     command = [sys.executable, str(launch), "storydiffusion.benchmarks.windows", *row]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from .server import PACK_ROOT, ComfyServer, ServerError, check_port
-from .tiny_checkpoints import ALL, ensure_checkpoint
+from .drivers.server import PACK_ROOT, ComfyServer, ServerError, check_port
+from .tiny.checkpoints import ALL, ensure_checkpoint
 from .toy.video_files import install_video_files
 
 

@@ -108,7 +108,7 @@ class SMPModelConfig:
             penultimate hidden states through the resampler).
         encoder_width: channels of what the encoder hands over (ViT-H-14: 1024 embedding, 1280 hidden states).
         sites: the UNet's cross-attentions that have added key/value projections.
-        guidance: how the added keys and values were trained to be used; see `nodes/smp_guidance.py`.
+        guidance: how the added keys and values were trained to be used: concat (equation 6) or decoupled (IP-Adapter).
         uncond: what the unconditional rows saw in training: an all-zero token, or a blank image, encoded.
         predictor: the trained predictor's shape, or None when motion is `interpolation`.
         interpolation: the motion without a predictor. A predictor always starts from the linear one.

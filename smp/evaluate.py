@@ -85,11 +85,11 @@ def evaluate_videos(arguments: argparse.Namespace) -> None:
 def evaluate_transitions(arguments: argparse.Namespace) -> None:
     """Print the table of an SMP against linear interpolation."""
     from .evaluation.transitions import Drawing, compare_transitions
-    from .training.build import build
-    from .training.clips import spread
     from .training.config import load_config
-    from .training.decoding import DecodingStage
-    from .training.start import read_smp
+    from .training.data.clips import spread
+    from .training.run.build import build
+    from .training.run.start import read_smp
+    from .training.stages.decoding import DecodingStage
 
     if arguments.clips < 1:
         raise ValueError(f"--clips is {arguments.clips}; it must be at least 1.")

@@ -13,14 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .config import (
-    SD15_SITES,
-    CrossAttentionSite,
-    Interpolation,
-    ProjectionConfig,
-    ResamplerConfig,
-    SMPModelConfig,
-)
+from .config import SD15_SITES, CrossAttentionSite, Interpolation, ProjectionConfig, ResamplerConfig, SMPModelConfig
 from .model import SMPWeights
 
 HEAD_DIM = 64  # of the Plus resampler; the one size that its weights do not show

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from .encoder import PAPER_MODEL, load_open_clip
-from .training.captions import read_captions
-from .training.clip_files import Encode, as_embeddings, as_pictures
 from .training.config import TrainConfig, load_config
-from .training.prepare import Source, prepare, shard_source, video_source
-from .training.shards import INDEX, ShardReader
-from .training.start import start_smp, token_space
-from .training.videos import ClipShape, RawClip, list_videos
+from .training.data.captions import read_captions
+from .training.data.clip_files import Encode, as_embeddings, as_pictures
+from .training.data.prepare import Source, prepare, shard_source, video_source
+from .training.data.shards import INDEX, ShardReader
+from .training.data.videos import ClipShape, RawClip, list_videos
+from .training.run.start import start_smp, token_space
 
 
 def main() -> int:
@@ -81,7 +81,7 @@ def embedding_encoder(
 ) -> tuple[Encode, dict[str, Any], dict[str, Any]]:
     """Tokens, and with `sd15` in the config latents and text too; what the index says of them; what it computes."""
     # diffusers takes seconds to import
-    from .training.encode import ClipEncoder, SD15Encoder, TokenEncoder, encoding_precision
+    from .training.data.encode import ClipEncoder, SD15Encoder, TokenEncoder, encoding_precision
 
     device = torch.device(arguments.device)
     precision = encoding_precision(config, device)

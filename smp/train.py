@@ -6,9 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from .training.build import build
 from .training.config import load_config
-from .training.loop import train
+from .training.run.build import build
+from .training.run.loop import train
 
 
 def main() -> int:
@@ -25,7 +25,7 @@ def main() -> int:
     try:
         config = load_config(arguments.config)
         if arguments.measure is not None:
-            from .training.measure import measure
+            from .training.run.measure import measure
 
             measure(config, arguments.measure)
         else:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...smp.training.clips import Clip
+from ...smp.training.data.clips import Clip
 from .animation import Shot, directions, film, moment, picture_of, random_shot, stances_of
 from .captions import caption
 from .examples import encode

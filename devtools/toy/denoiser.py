@@ -14,14 +14,15 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from ...nodes.motion_injection import MOTION_KEY, RunningMotion, layer_patches, motion_sites
-from ...nodes.motion_module import MotionModule, MotionModuleConfig
-from ...nodes.smp_guidance import concat_attention
-from ...nodes.smp_patch import cross_attention_sites
+from ...nodes.animatediff.injection import MOTION_KEY, RunningMotion, layer_patches
+from ...nodes.animatediff.module import MotionModule, MotionModuleConfig
+from ...nodes.animatediff.sites import motion_sites
+from ...nodes.motion_predictor.cross_attention import concat_attention
+from ...nodes.motion_predictor.patch import cross_attention_sites
 from ...smp.config import CrossAttentionSite
 from ...smp.injection import AddedKV
-from ...smp.training.denoiser import Denoiser
-from ..tiny_motion import positional_encoding, published
+from ...smp.training.stages.denoiser import Denoiser
+from ..tiny.motion import positional_encoding, published
 from .export import write_weights
 from .model import PIXEL_STD, WEIGHTS, empty_unet, fused_attention
 from .video_files import MOTION_WEIGHTS

@@ -17,8 +17,8 @@ from pathlib import Path
 import safetensors.torch
 from safetensors import safe_open
 
-from ...smp.training.checkpoints import load_latest
-from ...smp.training.semantic import SMP_FILE
+from ...smp.training.run.checkpoints import load_latest
+from ...smp.training.stages.semantic import SMP_FILE
 from .export import write_weights
 from .video_files import MOTION_WEIGHTS, SMP_WEIGHTS
 from .vision import WEIGHTS as VISION_WEIGHTS

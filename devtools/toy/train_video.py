@@ -2,8 +2,8 @@
 
 python devtools/launch.py storydiffusion.devtools.toy.train_video PHASE --out FOLDER
 
-All phases run `smp.training.loop`, so a run resumes when its command is given again. The first three don't depend on
-one another:
+All phases run `smp.training.run.loop`, so a run resumes when its command is given again. The first three don't depend
+on one another:
 
 - motion: the motion module alone, as AnimateDiff's: clips with their text.
 - adapter: image projection and added projections, as IP-Adapter's: single pictures with their own embedding.
@@ -22,19 +22,19 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...nodes.motion_module import MotionModule
-from ...nodes.motion_module_file import motion_weights
+from ...nodes.animatediff.loader import motion_weights
+from ...nodes.animatediff.module import MotionModule
 from ...smp.checkpoint import load_checkpoint
 from ...smp.config import ProjectionConfig, SMPModelConfig
 from ...smp.injection import AddedKV
 from ...smp.model import SemanticMotion
-from ...smp.training.clips import Clip, ClipsInMemory
 from ...smp.training.config import TrainConfig
-from ...smp.training.decoding import DecodingStage
-from ...smp.training.loop import train
-from ...smp.training.semantic import SMP_FILE, SemanticStage, require_predictor
-from ...smp.training.stage import Stage
-from ...smp.training.start import start_smp
+from ...smp.training.data.clips import Clip, ClipsInMemory
+from ...smp.training.run.loop import train
+from ...smp.training.run.start import start_smp
+from ...smp.training.stages.decoding import DecodingStage
+from ...smp.training.stages.semantic import SMP_FILE, SemanticStage, require_predictor
+from ...smp.training.stages.stage import Stage
 from .animation import FRAMES
 from .clips import ToyClips
 from .denoiser import ToyDenoiser, new_motion_module, start_from_text, toy_sites

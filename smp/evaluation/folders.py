@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..training.captions import read_text
-from ..training.videos import list_videos, open_video
+from ..training.data.captions import read_text
+from ..training.data.videos import list_videos, open_video
 from .clip_scores import Measures, Scores, clip_scores
 from .image_scores import character_scores, pose_distance
 from .models import CLIPScorer

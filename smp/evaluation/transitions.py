@@ -11,11 +11,11 @@ from tqdm.auto import tqdm
 
 from ..interpolation import interpolate_linear
 from ..model import SemanticMotion
-from ..training.clips import Clip, ClipDataset, generator_at
 from ..training.config import Precision
-from ..training.denoiser import Denoiser
+from ..training.data.clips import Clip, ClipDataset, generator_at
 from ..training.precision import autocast
-from ..training.sampling import Conditioning, sample_clips
+from ..training.stages.denoiser import Denoiser
+from ..training.stages.sampling import Conditioning, sample_clips
 from .clip_scores import Measures, Scores, clip_scores
 
 Path = Callable[[Tensor, Tensor, int], Tensor]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .config import Precision
-from .load_sd15 import PRECISIONS
+from .stages.load_sd15 import PRECISIONS
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:

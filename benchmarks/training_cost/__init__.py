@@ -1,0 +1,1 @@
+"""What training the SMP at the paper's scale takes, counted."""

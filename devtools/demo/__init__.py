@@ -1,0 +1,1 @@
+"""`python dev.py demo`."""

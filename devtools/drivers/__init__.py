@@ -1,0 +1,1 @@
+"""The real server and the real front end, driven by code."""

@@ -1,0 +1,1 @@
+"""What `dev.py` prepares: a virtual environment and the host."""

@@ -1,0 +1,1 @@
+"""The shipped workflows: changed to run on small models, laid out, pictured."""

@@ -1,0 +1,1 @@
+"""AnimateDiff's motion modules in the host's SD1.5."""

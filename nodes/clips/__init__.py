@@ -1,0 +1,1 @@
+"""Panels for first-last-frame video models, and their clips joined."""

@@ -1,0 +1,1 @@
+"""Consistent Self-Attention: the panels of a batch share self-attention tokens."""

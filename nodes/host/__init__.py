@@ -1,0 +1,1 @@
+"""What several features need of ComfyUI; imports none of them."""

@@ -1,0 +1,78 @@
+"""Patches of the host's attention that wrap what another node has set in the same place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .attention import plain_attention
+from .types import AttentionReplacement
+from .unet import BlockKey
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainedPatch:
+    """An attention replacement around the one that was there before, `previous`; None: the host's own attention.
+
+    The host asks a patch for its weights' device, its models and a cleanup; the one within must go on being asked.
+    """
+
+    previous: AttentionReplacement | None = None
+
+    def call_previous(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
+        """Attention as it would be without this patch; the arguments are the host's."""
+        return (self.previous or plain_attention)(q, k, v, extra_options)
+
+    def to(self, device_or_dtype: Any) -> Self:
+        """Move the patch within, if it can be moved."""
+        if self.previous is None or not hasattr(self.previous, "to"):
+            return self
+        return replace(self, previous=self.previous.to(device_or_dtype))
+
+    def models(self) -> list[Any]:
+        """The models of the patch within; our own are the patched model's additional models."""
+        if self.previous is None or not hasattr(self.previous, "models"):
+            return []
+        models: list[Any] = self.previous.models()
+        return models
+
+    def cleanup(self) -> None:
+        """Pass the host's call on."""
+        if self.previous is not None and hasattr(self.previous, "cleanup"):
+            self.previous.cleanup()
+
+
+def chain_of(patch: Any) -> Iterator[Any]:
+    """`patch` and what it wraps, outermost first, as far as the packs that made them say so by `previous`."""
+    while patch is not None:
+        yield patch
+        patch = getattr(patch, "previous", None)
+
+
+def attention_patches(transformer_options: dict[str, Any], kind: str) -> dict[tuple[Any, ...], Any]:
+    """The replacements of kind "attn1" or "attn2" that nodes have set: {(block, number[, depth]): patch}."""
+    patches: dict[tuple[Any, ...], Any] = transformer_options.get("patches_replace", {}).get(kind, {})
+    return patches
+
+
+def replace_attention(
+    model: ModelPatcher, kind: str, blocks: Iterable[BlockKey], make: Callable[[BlockKey, Any], ChainedPatch]
+) -> None:
+    """Set `make(block, owner)` as the patch of kind "attn1" or "attn2" of each block of `model`, a clone.
+
+    `owner` is the patch that another node has set there, None where there is none.
+    """
+    owned = attention_patches(model.model_options["transformer_options"], kind)
+    set_patch = model.set_model_attn1_replace if kind == "attn1" else model.set_model_attn2_replace
+    for block in blocks:
+        # An owner by (block, number, depth) would win over one by (block, number): wrap each where it is.
+        owners = {owner: patch for owner, patch in owned.items() if owner[:2] == block}
+        for owner, patch in {block: None, **owners}.items():
+            set_patch(make(block, patch), *block, owner[2] if len(owner) == 3 else None)

@@ -1,0 +1,11 @@
+"""The socket types by which nodes hand an SMP and its predictions to each other."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+SMPType = io.Custom("STORY_SMP")
+"""Carries a `loading.LoadedSMP`."""
+
+SMPEmbedsType = io.Custom("STORY_SMP_EMBEDS")
+"""Carries a `predict.SMPEmbeds`."""

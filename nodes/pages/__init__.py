@@ -1,0 +1,1 @@
+"""Panels and captions on one page."""

@@ -1,0 +1,1 @@
+"""A story's prompts to one conditioning with a row per panel."""

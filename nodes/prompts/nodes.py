@@ -1,0 +1,48 @@
+"""Node: Encode Story Prompts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from comfy_api.latest import io
+
+from ..story.socket import StoryType
+from .encoding import encode_story
+
+if TYPE_CHECKING:
+    from comfy.sd import CLIP
+
+    from ..story.model import Story
+
+
+class StoryEncodePrompts(io.ComfyNode):
+    """Encode a story's prompts to conditioning with one row per panel."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="StoryEncodePrompts",
+            display_name="Encode Story Prompts",
+            category="StoryDiffusion",
+            description=(
+                "Encodes all prompts of a story at once: row i of the conditioning belongs to panel i, so a stock "
+                "KSampler draws every panel of the batch from its own prompt."
+            ),
+            search_aliases=["StoryDiffusion", "CLIP text encode batch", "prompt per image", "batch prompts"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="The text encoder of the SD1.5 or SDXL checkpoint."),
+                StoryType.Input("story", tooltip="The story from Story Prompt Splitter."),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    display_name="positive", tooltip="One row per panel. The latent batch must have as many."
+                ),
+                io.Conditioning.Output(
+                    display_name="negative", tooltip="The story's negative prompt, one equal row per panel."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip: CLIP | None, story: Story) -> io.NodeOutput:
+        return io.NodeOutput(*encode_story(clip, story))

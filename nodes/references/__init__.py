@@ -1,0 +1,1 @@
+"""Given pictures as panels that the others are drawn after."""

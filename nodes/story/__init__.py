@@ -1,0 +1,1 @@
+"""Story text and character sheet to panels: prompts, captions, who stands where."""

@@ -1,8 +1,0 @@
-"""The one place that names the socket type by which nodes hand a parsed story to each other."""
-
-from __future__ import annotations
-
-from comfy_api.latest import io
-
-StoryType = io.Custom("STORYDIFFUSION_STORY")
-"""Carries a `story_text.Story`."""

@@ -1,0 +1,1 @@
+"""Where a story's characters stand in its panels."""

@@ -1,0 +1,1 @@
+"""Predicted motion to a video, panel to panel."""

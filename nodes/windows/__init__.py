@@ -1,0 +1,1 @@
+"""Long stories, evaluated window by window."""

@@ -1,0 +1,1 @@
+"""Videos to shards of encoded clips, and from these to batches."""

@@ -1,0 +1,1 @@
+"""What is trained: the two stages, and the denoiser of the second."""
