@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-MotionModuleType = io.Custom("STORY_MOTION_MODULE")
+MotionModuleType = io.Custom("STORYDIFFUSION_MOTION_MODULE")
 """Carries the host's ModelPatcher of a `module.MotionModule`."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-SMPType = io.Custom("STORY_SMP")
+SMPType = io.Custom("STORYDIFFUSION_SMP")
 """Carries a `loading.LoadedSMP`."""
 
-SMPEmbedsType = io.Custom("STORY_SMP_EMBEDS")
+SMPEmbedsType = io.Custom("STORYDIFFUSION_SMP_EMBEDS")
 """Carries a `predict.SMPEmbeds`."""

@@ -66,6 +66,7 @@ def test_safetensors_give_back_sizes_and_weights(tmp_path, config):
         assert torch.equal(own[name], tensor.reshape(own[name].shape)), key
 
 
+@pytest.mark.slow
 def test_training_checkpoint_equals_the_plain_file(tmp_path):
     tensors = small()
     unet = {"module.conv_in.weight": torch.zeros(32, 4, 3, 3), "module.time_embedding.bias": torch.zeros(8)}

@@ -47,6 +47,7 @@ def unet_call(tmp_path, layout, frames):
     return base, config, tensors, calls[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_whole_unet_equals_diffusers(tmp_path, layout):
     base, config, tensors, call = unet_call(tmp_path, layout, frames=4)

@@ -76,6 +76,7 @@ def changed_frame(noise, frame):
     return changed
 
 
+@pytest.mark.slow
 def test_frames_share_with_and_do_not_without(base, video):
     noise = noise_of(4)
     for model, shares in ((base, False), (video, True)):
@@ -95,6 +96,7 @@ def test_scale_zero_is_the_stock_model_bit_for_bit(base, modules):
     assert torch.equal(sample_video(apply(base, modules[0], scale=0.0), 3), sample_video(base, 3))
 
 
+@pytest.mark.slow
 def test_scale_is_continuous_down_to_zero(base, modules):
     stock = sample_video(base, 3)
     errors = [
@@ -134,6 +136,7 @@ def test_each_chunk_equals_its_own_call(video):
         assert relative_error(together.output[rows], alone[1][0].output) < 1e-5
 
 
+@pytest.mark.slow
 def test_windows_without_overlap_equal_separate_videos(video):
     noise = noise_of(8)
     together = denoise(windowed(video, 4, 0), noise)
@@ -141,6 +144,7 @@ def test_windows_without_overlap_equal_separate_videos(video):
     assert relative_error(together, apart) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["standard_static", "looped_uniform"])
 def test_longer_videos_than_the_motion_module_go_through_windows(video, schedule):
     noise = noise_of(34)
@@ -151,6 +155,7 @@ def test_longer_videos_than_the_motion_module_go_through_windows(video, schedule
     assert relative_error(denoise(windowed(video, 16, 4, schedule), changed_frame(noise, 20)), result) > 1e-3
 
 
+@pytest.mark.slow
 def test_causal_window_fix_adds_a_frame_that_counts(video):
     noise = noise_of(6)
     fixed = denoise(windowed(video, 4, 0, "batched", causal=True), noise)
@@ -160,6 +165,7 @@ def test_causal_window_fix_adds_a_frame_that_counts(video):
         denoise(windowed(video, 32, 0, causal=True), noise_of(34))
 
 
+@pytest.mark.slow
 def test_two_motion_modules_and_another_checkpoint_in_one_process(base, modules, video):
     other = seeded_sd15(NARROW_UNET, seed=1)
     names = set(base.model.state_dict())
@@ -198,6 +204,7 @@ def test_nothing_outlives_a_run(video):
     assert MOTION_KEY not in model.model_options["transformer_options"]
 
 
+@pytest.mark.slow
 def test_interrupted_run_leaves_nothing_behind(base, video):
     plain, first = sample_video(base, 3), sample_video(video, 3)
 
@@ -216,6 +223,7 @@ def test_interrupted_run_leaves_nothing_behind(base, video):
     assert torch.equal(sample_video(video, 3), first)
 
 
+@pytest.mark.slow
 def test_clone_for_another_device_has_weights_of_its_own(video):
     clone = video.deepclone_multigpu(new_load_device=torch.device("cpu"))
     own = clone.get_additional_models_with_key(MOTION_KEY)[0].model
@@ -234,6 +242,7 @@ def consistent(model):
     ).result[0]
 
 
+@pytest.mark.slow
 def test_consistent_self_attention_and_motion_both_act_in_either_order(base, modules, video):
     both = sample_video(consistent(video), 4)
     assert torch.equal(sample_video(apply(consistent(base), modules[0]), 4), both)
@@ -241,6 +250,7 @@ def test_consistent_self_attention_and_motion_both_act_in_either_order(base, mod
     assert relative_error(both, sample_video(consistent(base), 4)) > 1e-3
 
 
+@pytest.mark.slow
 def test_consistent_self_attention_shares_within_a_window(video):
     """Frames of another window are not in the call: they are neither seen by attention in time nor shared from."""
     noise = noise_of(8)

@@ -151,6 +151,7 @@ def test_routing_tells_own_from_other() -> None:
     assert [panel.text.startswith("a man with a red hat, ") for panel in prompts[0]] == [True, False, True, False]
 
 
+@pytest.mark.slow
 def test_panels_of_two_characters_share_only_with_their_own() -> None:
     """With `routed`, what the woman's panels hold does not touch the man's."""
     painter = Painter(Sampling(steps=2))

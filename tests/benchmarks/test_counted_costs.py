@@ -31,6 +31,7 @@ def test_live_tensors_are_counted_while_they_live_and_what_was_there_before_is_n
     assert tensors.peak == 2048
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("panels", [2, 3])
 def test_sharing_costs_what_its_further_keys_cost(panels: int) -> None:
     """SDXL's decoder at 256 x 256 pixels: 6 layers of 640 channels at 16 x 16, 30 of 1280 at 8 x 8; with guidance."""
@@ -58,6 +59,7 @@ def run_for_real(config: TrainConfig) -> Cost:
     return Cost(operations.get_total_flops() / 1e12, gigabytes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_counted_is_what_a_real_pass_takes(precision: Any) -> None:
     config = small(mixed_precision=precision)
@@ -67,6 +69,7 @@ def test_counted_is_what_a_real_pass_takes(precision: Any) -> None:
     assert real.tflop <= counted.tflop <= 1.1 * real.tflop
 
 
+@pytest.mark.slow
 def test_a_transformer_takes_six_operations_for_each_weight_and_token() -> None:
     """The rule of thumb for training: two forward, four backward; attention itself comes on top."""
     clips, frames, tokens, weights = 2, SEMANTIC.frames, 16, 94.0e6
@@ -74,18 +77,21 @@ def test_a_transformer_takes_six_operations_for_each_weight_and_token() -> None:
     assert counted == pytest.approx(6 * weights * clips * frames * tokens, rel=0.1)
 
 
+@pytest.mark.slow
 def test_the_decoding_stage_is_counted_whole() -> None:
     # Weights, gradients, average and two moments of 566.4M trained parameters, and the UNet's in half precision.
     held = 20 * 566.4e6 + 2 * 0.86e9
     assert held < count(replace(DECODING, micro_batch=1)).gigabytes * 1e9 < 1.2 * held
 
 
+@pytest.mark.slow
 def test_twice_the_clips_are_twice_the_operations_and_more_memory() -> None:
     one, two = (count(replace(small(), micro_batch=clips, global_batch=clips)) for clips in (1, 2))
     assert two.tflop == pytest.approx(2 * one.tflop, rel=0.01)
     assert two.gigabytes > one.gigabytes
 
 
+@pytest.mark.slow
 def test_a_clips_encoding_is_counted_whole() -> None:
     """The image tower of ViT-H-14 has 630.8M weights and sees 257 tokens a frame; each is a multiplication and an
     addition. Attention and the resampler come on top."""

@@ -62,6 +62,7 @@ def patched(request: pytest.FixtureRequest, tiny_sd15: tuple[Any, Any, Any]) -> 
     return share(tiny_sd15[0], window=2 if request.param == "in windows" else 0)
 
 
+@pytest.mark.slow
 def test_after_success_error_and_interrupt(tiny_sd15: tuple[Any, Any, Any], patched: Any) -> None:
     model = tiny_sd15[0]
     stock, expected = sample(model), sample(patched)  # loads the model; the states after that are compared
@@ -86,6 +87,7 @@ def test_after_success_error_and_interrupt(tiny_sd15: tuple[Any, Any, Any], patc
     assert tensors_alive() <= tensors + 2  # the two just compared are gone, and so is every other
 
 
+@pytest.mark.slow
 def test_an_error_within_attention(tiny_sd15: tuple[Any, Any, Any], patched: Any) -> None:
     model = tiny_sd15[0]
     expected = sample(patched)

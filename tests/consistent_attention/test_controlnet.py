@@ -81,6 +81,7 @@ def with_other_hint(panel):
     return images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [0, 3], ids=["one batch", "windows"])
 def test_hint_i_reaches_panel_i_and_no_other(tiny_sd15, control, window):
     """Without sharing. Windows of 3: panels 0 1 2, and then 3 and 4 with panel 0, the anchor, in front."""
@@ -92,6 +93,7 @@ def test_hint_i_reaches_panel_i_and_no_other(tiny_sd15, control, window):
         assert changed_panels(drawn, other) == [panel]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [0, 2, 3], ids=["one batch", "windows of 2", "windows of 3"])
 def test_a_panel_is_what_it_is_when_its_hint_is_the_only_one(tiny_sd15, control, window):
     """The host applies a single hint to every row, which no batching or window can get wrong."""
@@ -102,6 +104,7 @@ def test_a_panel_is_what_it_is_when_its_hint_is_the_only_one(tiny_sd15, control,
         torch.testing.assert_close(drawn[panel], alone[panel], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_single_hint_is_for_all_windows(tiny_sd15, control):
     model, clip, _ = tiny_sd15
     conditioning = controlled(clip, control, hints(1))
@@ -110,6 +113,7 @@ def test_a_single_hint_is_for_all_windows(tiny_sd15, control):
     )
 
 
+@pytest.mark.slow
 def test_two_controlnets_in_windows(tiny_sd15, control):
     model, clip, _ = tiny_sd15
     first = controlled(clip, control, hints(), strength=0.5)
@@ -119,6 +123,7 @@ def test_two_controlnets_in_windows(tiny_sd15, control):
     assert changed_panels(whole, draw(patched(model), first)) == list(range(PANELS))
 
 
+@pytest.mark.slow
 def test_with_sharing_a_hint_stays_within_its_window(tiny_sd15, control):
     model, clip, _ = tiny_sd15
     model = patched(model, rate=0.5, window=3)
@@ -127,6 +132,7 @@ def test_with_sharing_a_hint_stays_within_its_window(tiny_sd15, control):
     assert changed_panels(drawn, draw(model, controlled(clip, control, with_other_hint(0)))) == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [0, 3])
 def test_model_control_and_conditioning_are_left_as_they_were(tiny_sd15, control, window):
     model, clip, _ = tiny_sd15
@@ -143,6 +149,7 @@ def test_model_control_and_conditioning_are_left_as_they_were(tiny_sd15, control
     assert torch.equal(draw(patched(model, rate=0.5, window=window), conditioning), drawn)
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_nothing_behind(tiny_sd15, control):
     model, clip, _ = tiny_sd15
     conditioning = controlled(clip, control, hints())

@@ -151,6 +151,7 @@ def assert_both_act(model: Any, node: Node) -> None:
     assert first_panel_reacts(node(share(model)), both)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "node",
     [
@@ -166,10 +167,12 @@ def test_both_act_in_either_order(model: Any, node: Node) -> None:
     assert_both_act(model, node)
 
 
+@pytest.mark.slow
 def test_freeu(wide_sd15: Any) -> None:
     assert_both_act(wide_sd15, freeu)
 
 
+@pytest.mark.slow
 def test_core_context_windows_that_overlap(model: Any) -> None:
     """Three panels in two windows; fewer rows than a window are not cut, so two panels have no say here."""
     panels = (1, 2, 3)
@@ -181,6 +184,7 @@ def test_core_context_windows_that_overlap(model: Any) -> None:
     assert not torch.allclose(draw(core_context_windows(share(model)), (1, 4, 3))[0], both[0], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_perturbed_attention_guidance_is_computed_from_what_shares(model: Any) -> None:
     """The three predictions that it is made of can be drawn one by one."""
     sharing = share(model, blocks="all")
@@ -192,6 +196,7 @@ def test_perturbed_attention_guidance_is_computed_from_what_shares(model: Any) -
         torch.testing.assert_close(draw(both), expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_self_attention_guidance_owns_the_middle_block(model: Any) -> None:
     """Put on a model that shares in all blocks, it records the panels' own attention there; the others share."""
     sharing = share(model, blocks="all")
@@ -218,6 +223,7 @@ def test_lora_equals_weights_merged_by_hand(model: Any, tiny_sd15_file: Path) ->
     torch.testing.assert_close(draw(lora(share(model))), by_hand, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merge", [ModelMergeSimple, ModelMergeBlocks])
 def test_merged_models(model: Any, merge: Any) -> None:
     """Merging half of a model with a LoRA is half the LoRA; sharing comes from the first model, as all patches do."""
@@ -248,6 +254,7 @@ def token_merging(model: Any) -> Any:
     return TomePatchModel.execute(model, 0.5)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("node", "name"), [(hypertile, "HyperTile"), (token_merging, "Token Merging")])
 def test_what_cuts_or_merges_tokens_is_refused_in_either_order(model: Any, node: Node, name: str) -> None:
     for both in (node(share(model)), share(node(model))):

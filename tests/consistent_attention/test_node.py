@@ -114,6 +114,7 @@ def checkpoint(request):
     return request.getfixturevalue(request.param)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [("output", 1), ("output", 3), ("input", 1), ("middle", 0)])
 def test_equals_the_papers_equations_on_the_models_own_hidden_states(tiny_sd15, block):
     model, clip, _ = tiny_sd15
@@ -126,6 +127,7 @@ def test_equals_the_papers_equations_on_the_models_own_hidden_states(tiny_sd15, 
         assert ((out.double() - reference).norm() / reference.norm()).item() <= 1e-6
 
 
+@pytest.mark.slow
 def test_equals_the_papers_equations_in_deep_sdxl_blocks(tiny_sdxl):
     model, clip, _ = tiny_sdxl
     with Recorder(model, ("input", 5), transformer=3) as record:
@@ -136,6 +138,7 @@ def test_equals_the_papers_equations_in_deep_sdxl_blocks(tiny_sdxl):
     assert ((out.double() - reference).norm() / reference.norm()).item() <= 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("panels", "rate"), [(3, 0.0), (1, 0.5), (1, 1.0)])
 def test_rate_zero_and_a_single_panel_equal_the_stock_model_bit_for_bit(checkpoint, panels, rate):
     model, clip, _ = checkpoint
@@ -143,6 +146,7 @@ def test_rate_zero_and_a_single_panel_equal_the_stock_model_bit_for_bit(checkpoi
     assert torch.equal(sample(apply(model, rate, blocks="all"), clip, panels=panels), stock)
 
 
+@pytest.mark.slow
 def test_the_seed_alone_decides(checkpoint):
     model, clip, _ = checkpoint
     first = sample(apply(model, seed=1), clip)
@@ -153,6 +157,7 @@ def test_the_seed_alone_decides(checkpoint):
     assert not torch.equal(sample(apply(model, seed=2), clip), first)
 
 
+@pytest.mark.slow
 def test_sharing_changes_every_panel_and_leaves_the_stock_model_alone(checkpoint):
     model, clip, _ = checkpoint
     before = sample(model, clip)
@@ -162,6 +167,7 @@ def test_sharing_changes_every_panel_and_leaves_the_stock_model_alone(checkpoint
     assert "patches_replace" not in model.model_options["transformer_options"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "panels"),
     [("ddim", 1), ("ddim", 2), ("ddim", 7), ("euler_ancestral", 3), ("heun", 3), ("dpmpp_2m_sde", 3)],
@@ -174,6 +180,7 @@ def test_samplers_and_panel_counts(tiny_sd15, sampler, panels):
     assert torch.equal(latents, sample(model, clip, panels=panels, sampler=sampler)) == (panels == 1)
 
 
+@pytest.mark.slow
 def test_heun_asks_twice_in_a_step_and_each_call_knows_its_step(tiny_sd15):
     model, clip, _ = tiny_sd15
     with Recorder(model, ("output", 1)) as record:
@@ -182,6 +189,7 @@ def test_heun_asks_twice_in_a_step_and_each_call_knows_its_step(tiny_sd15):
     assert record.steps == [first, second, second, third, third]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("checkpoint", "size"),
     [("tiny_sd15", (17, 25)), ("tiny_sd15", (9, 8)), ("tiny_sdxl", (17, 25))],
@@ -209,6 +217,7 @@ def chunk_cases(clip):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["together", "cfg 1", "long negative", "combined positives"])
 def test_chunk_orders_are_each_exact(tiny_sd15, case):
     model, clip, _ = tiny_sd15
@@ -224,6 +233,7 @@ def test_chunk_orders_are_each_exact(tiny_sd15, case):
         assert ((out.double() - reference).norm() / reference.norm()).item() <= 1e-6
 
 
+@pytest.mark.slow
 def test_together_or_apart_the_halves_of_guidance_come_out_alike(tiny_sd15):
     """A long negative is run apart from the positive: the positive must not notice."""
     model, clip, _ = tiny_sd15
@@ -244,6 +254,7 @@ def story(*casts):
     return Story(tuple(Panel("a man", "", cast) for cast in casts), "")
 
 
+@pytest.mark.slow
 def test_story_routes_by_character(tiny_sd15):
     model, clip, _ = tiny_sd15
     plain = sample(model, clip, panels=4)
@@ -254,6 +265,7 @@ def test_story_routes_by_character(tiny_sd15):
     assert not torch.allclose(routed[3], plain[3], atol=1e-2)
 
 
+@pytest.mark.slow
 def test_start_and_end(tiny_sd15):
     model, clip, _ = tiny_sd15
     stock = sample(model, clip, steps=4)

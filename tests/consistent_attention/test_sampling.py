@@ -89,6 +89,7 @@ def model(tiny_sd15: tuple[Any, Any, Any]) -> Any:
     return tiny_sd15[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "steps"), [("euler", 4), ("heun", 2), ("dpm_2", 2)])
 def test_split_over_two_samplers_equals_one(model: Any, sampler: str, steps: int) -> None:
     """Each sampler is told its own half of the schedule alone; the tokens drawn must be the same all the same."""
@@ -98,6 +99,7 @@ def test_split_over_two_samplers_equals_one(model: Any, sampler: str, steps: int
     assert differ(split, draw_split(model, model, sampler=sampler, steps=steps))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["start", "end"])
 def test_start_and_end_mean_the_same_in_a_split_sampling(model: Any, part: str) -> None:
     patched = share(model, **{f"{part}_percent": 0.5})
@@ -108,6 +110,7 @@ def test_start_and_end_mean_the_same_in_a_split_sampling(model: Any, part: str) 
     torch.testing.assert_close(split, by_hand, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_an_ancestral_sampler_that_asks_twice_in_a_step(model: Any) -> None:
     with StepRecorder(model) as record:
         drawn = draw(share(model), sampler="dpmpp_2s_ancestral", steps=3)
@@ -137,6 +140,7 @@ def test_with_little_memory_the_halves_of_guidance_are_drawn_apart(model: Any) -
 
 
 class TestPictureToPicture:
+    @pytest.mark.slow
     def test_part_of_the_noise(self, model: Any) -> None:
         drawn = draw(share(model), latent=picture(), denoise=0.5)
         stock = draw(model, latent=picture(), denoise=0.5)
@@ -167,6 +171,7 @@ class TestPictureToPicture:
 class TestConditioning:
     """The host's nodes that put several prompts on one picture, with a row for each panel."""
 
+    @pytest.mark.slow
     def test_combined_prompts(self, model: Any) -> None:
         combined = nodes.ConditioningCombine().combine(prompts(1, 2), prompts(4, 5))[0]
         drawn = draw(share(model), combined)
@@ -177,6 +182,7 @@ class TestConditioning:
         other = nodes.ConditioningCombine().combine(prompts(1, 2), prompts(4, 6))[0]
         assert differ(draw(share(model), other)[0], drawn[0])
 
+    @pytest.mark.slow
     def test_a_prompt_for_an_area(self, model: Any) -> None:
         """The UNet sees the area alone, so tokens are shared within it: outside, nothing changes."""
 
@@ -191,6 +197,7 @@ class TestConditioning:
             draw(share(model, sampling_rate=0.0), with_area(4, 5), cfg=1.0), draw(model, with_area(4, 5), cfg=1.0)
         )
 
+    @pytest.mark.slow
     def test_a_prompt_for_part_of_the_steps(self, model: Any) -> None:
         """One prompt for the first half and one for the second are two samplers with a prompt each."""
         halves = [
@@ -201,6 +208,7 @@ class TestConditioning:
         two = draw_split(share(model), share(model), (prompts(1, 2), prompts(4, 5)))
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-3)
 
+    @pytest.mark.slow
     def test_a_prompt_behind_a_prompt(self, model: Any) -> None:
         def behind(*numbers: int) -> Conditioning:
             return nodes.ConditioningConcat().concat(prompts(1, 2), prompts(*numbers))[0]

@@ -231,6 +231,7 @@ def test_an_unknown_benchmark_is_refused_with_the_known_ones() -> None:
     assert "no benchmark 'nothing'. There are: attention" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_taken_port_is_refused_without_a_traceback() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -18,6 +18,7 @@ from storydiffusion.devtools.tiny.seeded_weights import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file_fixture", "family", "width"),
     [

@@ -12,6 +12,7 @@ CPU = torch.device("cpu")
 CONFIG = Config(samples=24, batch=4, parts=2, prompts=8, warmup_steps=2)
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_unbroken_run(tmp_path: Path) -> None:
     whole = Trainer(CONFIG, CPU)
     losses = [whole.advance() for _ in range(5)]
@@ -35,6 +36,7 @@ def test_two_parts_make_one_gradient() -> None:
         assert first.data_ptr() == second.data_ptr()
 
 
+@pytest.mark.slow
 def test_run_writes_weights_and_another_run_is_refused(tmp_path: Path) -> None:
     config = Config(samples=8, batch=4, parts=2, prompts=8)
     lines = list(run(Trainer(config, CPU), tmp_path))
@@ -53,6 +55,7 @@ def test_a_run_may_be_given_more_samples_while_its_rate_is_up() -> None:
     assert short.rate(short.steps) == 0
 
 
+@pytest.mark.slow
 def test_a_loss_falls() -> None:
     trainer = Trainer(Config(samples=4000, batch=4, prompts=4, warmup_steps=5, learning_rate=2e-3), CPU)
     losses = [trainer.advance() for _ in range(16)]

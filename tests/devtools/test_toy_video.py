@@ -60,6 +60,7 @@ def test_shipped_files_are_small_and_of_one_encoder() -> None:
     assert records[MOTION_WEIGHTS]["encoder"] == records[SMP_WEIGHTS]["encoder"] == digests[VISION_WEIGHTS]
 
 
+@pytest.mark.slow
 def test_an_untrained_motion_module_adds_nothing() -> None:
     added_kv = AddedKV(toy_sites(), 256)
     noisy, text = torch.randn(1, 3, 4, 32, 32), torch.randn(1, 77, 256)
@@ -125,6 +126,7 @@ def test_every_second_clip_is_decoded_from_its_frames_own_embeddings(clips: ToyC
     assert not torch.allclose(tokens, predicted)
 
 
+@pytest.mark.slow
 def test_all_phases_train_and_their_files_are_published(clips: ToyClips, tmp_path: Path) -> None:
     for phase in PHASES:
         config = small(phase, tmp_path / phase)

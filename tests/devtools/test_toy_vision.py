@@ -68,6 +68,7 @@ def test_host_and_transformers_agree_on_the_shipped_weights(clip_vision: Any, pi
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_linear_map_reads_figure_and_pose_off_the_embedding(clip_vision: Any, pictures: Any) -> None:
     """Fitted on 1800 pictures, tried on 300 others; guessing the mean would explain nothing."""
     images, classes, numbers = pictures
@@ -95,6 +96,7 @@ def test_weights_of_another_encoder_are_refused(tmp_path: Any) -> None:
         load_vision(tmp_path / "other.safetensors")
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss() -> None:
     reader = Reader(0)
     optimizer = torch.optim.AdamW(reader.parameters(), lr=1e-3)

@@ -117,6 +117,7 @@ def custom_sampling(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return out["samples"], denoised["samples"]
 
 
+@pytest.mark.slow
 def test_every_step_shows_all_panels(tiny_sd15: tuple, previews: list[Image.Image]) -> None:
     draw(share(tiny_sd15[0]))
     assert [image.size for image in previews] == [(WIDTH, 3 * HEIGHT)] * 2
@@ -124,6 +125,7 @@ def test_every_step_shows_all_panels(tiny_sd15: tuple, previews: list[Image.Imag
     assert [image.size for image in previews[2:]] == [(WIDTH, HEIGHT)] * 2  # without this pack: the first panel
 
 
+@pytest.mark.slow
 def test_the_sheet_is_made_of_the_panels_previews_and_results_stay(
     tiny_sd15: tuple, previews: list[Image.Image]
 ) -> None:
@@ -140,6 +142,7 @@ def test_the_sheet_is_made_of_the_panels_previews_and_results_stay(
     assert denoised.shape == out.shape
 
 
+@pytest.mark.slow
 def test_windows_are_shown_together(tiny_sd15: tuple, previews: list[Image.Image]) -> None:
     draw(share(tiny_sd15[0], window=2), panels=4, steps=1)
     assert [image.size for image in previews] == [(2 * WIDTH, 2 * HEIGHT)]

@@ -108,6 +108,7 @@ class TestHintsInContextWindows:
         positive, negative = text(1), text(1, seed=2)
         return nodes.ControlNetApplyAdvanced().apply_controlnet(positive, negative, control, images, 1.0, 0.0, 1.0)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("causal", [False, True])
     def test_hint_i_reaches_row_i_and_no_other(self, model: Any, control: Any, causal: bool) -> None:
         """Six rows in windows of three, without sharing: as many hints as rows of both halves of guidance."""
@@ -119,6 +120,7 @@ class TestHintsInContextWindows:
             other = draw(patched, *self.controlled(control, hints), batch=6)
             assert (drawn - other).abs().amax((1, 2, 3)).gt(1e-3).nonzero().flatten().tolist() == [row]
 
+    @pytest.mark.slow
     def test_windows_that_move_do_not_fill_the_memory(self, model: Any, control: Any, monkeypatch: Any) -> None:
         from storydiffusion.nodes.host import control_hints
 
@@ -146,6 +148,7 @@ class TestHintsInContextWindows:
 
 
 class TestNodesThatUndoOthers:
+    @pytest.mark.slow
     @pytest.mark.parametrize("compiled_last", [True, False])
     def test_compiled_model(self, model: Any, compiled_last: bool) -> None:
         def compiled(model: Any) -> Any:
@@ -174,6 +177,7 @@ class TestNodesThatUndoOthers:
         draw(patched, prompts(1, 2, 3, 4))
         assert f"of 1 of its {len(blocks)} UNet blocks, the first of them {blocks[-1].key}" in warnings[0]
 
+    @pytest.mark.slow
     def test_another_schedule_behind_moves_start_and_end(self, model: Any) -> None:
         """Percents are of the schedule that is sampled with."""
 
@@ -189,6 +193,7 @@ class TestNodesThatUndoOthers:
 
 
 class TestReferencesInTwoSamplers:
+    @pytest.mark.slow
     def test_they_would_be_noise_in_the_second(self, tiny_sd15: tuple[Any, Any, Any]) -> None:
         model, clip, vae = tiny_sd15
         sheet = "[Bob] a man"

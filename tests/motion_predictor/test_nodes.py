@@ -389,6 +389,7 @@ def test_concat_does_not_depend_on_the_length_of_the_negative(
     assert (trap - alone).abs().max() > 10 * (padded - alone).abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal_window_fix", [False, True])
 def test_windows_over_the_batch_give_each_frame_its_tokens(
     models: Path, clip_vision: Any, model: Any, causal_window_fix: bool
@@ -607,6 +608,7 @@ def test_a_guider_that_puts_the_negative_first_is_refused(base: tuple[LoadedSMP,
         guider.sample(noise, noise, comfy.samplers.sampler_object("euler"), torch.tensor([1.0, 0.0]))
 
 
+@pytest.mark.slow
 def test_a_negative_prompt_asked_for_by_itself_gets_no_motion(base: tuple[LoadedSMP, SMPEmbeds], model: Any) -> None:
     """Self-Attention Guidance and Dual Model CFG Guider do so; the prompt is then the first of its call."""
     smp, embeds = base

@@ -35,6 +35,7 @@ def sample(model, noise, positive, negative):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", ["tiny_sd15", "tiny_sdxl"])
 def test_each_panel_of_the_batch_equals_its_single_run(request, checkpoint):
     model, clip, _ = request.getfixturevalue(checkpoint)

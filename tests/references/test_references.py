@@ -31,6 +31,7 @@ def draw(model, clip, story, latent, rate=0.5, window=0, sampler="ddim"):
     return nodes.common_ksampler(patched, 5, 2, 5.0, sampler, "normal", positive, negative, latent)[0]["samples"]
 
 
+@pytest.mark.slow
 def test_references_stay_as_they_are_and_panels_follow_them(tiny_sd15):
     model, clip, vae = tiny_sd15
     story, latent, count = add(vae)
@@ -43,6 +44,7 @@ def test_references_stay_as_they_are_and_panels_follow_them(tiny_sd15):
     assert not torch.allclose(drawn[3], other[3], atol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "same"), [("ddim", True), ("euler_ancestral", False)])
 def test_panels_keep_the_noise_they_have_without_references_unless_the_sampler_adds_more(tiny_sd15, sampler, same):
     model, clip, vae = tiny_sd15
@@ -52,6 +54,7 @@ def test_panels_keep_the_noise_they_have_without_references_unless_the_sampler_a
     assert torch.allclose(with_reference, alone, rtol=1e-3, atol=1e-3) == same
 
 
+@pytest.mark.slow
 def test_a_weight_of_three_is_three_equal_pictures(tiny_sd15):
     model, clip, vae = tiny_sd15
     alike = {"rate": 1.0, "sampler": "euler"}  # the host's ddim noises a masked row anew, each in its own way
@@ -138,6 +141,7 @@ def test_references_are_the_anchors_of_windows():
     assert [window.panels for window in plan_windows(casts, 2)] == [(0, 1), (2,), (0, 3)]
 
 
+@pytest.mark.slow
 def test_references_reach_the_panels_of_every_window(tiny_sd15):
     """Two pictures and six panels in windows of four, (0 1 2 3), (0 1 4 5) and (1 6 7).
 

@@ -61,6 +61,20 @@ def test_ui_file_becomes_its_api_twin(front_end: FrontEnd, name: str) -> None:
     assert not front_end.errors
 
 
+def test_a_workflow_saved_under_earlier_socket_names_keeps_its_links(front_end: FrontEnd, tmp_path: Path) -> None:
+    name, saved = "panel_transition_smp_sd15", tmp_path / "saved.json"
+    text = (WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")
+    earlier = text.replace('"STORYDIFFUSION_SMP', '"STORY_SMP').replace('"STORYDIFFUSION_MOTION', '"STORY_MOTION')
+    assert earlier != text
+    saved.write_text(earlier, encoding="utf-8")
+    front_end.drop_file(saved, "StorySMPVideoDecode")
+    sent = front_end.api_prompt()
+    assert {key: node["inputs"] for key, node in sent.items()} == {
+        key: node["inputs"] for key, node in load_api_workflow(name).items()
+    }
+    assert not front_end.errors
+
+
 def test_dropped_workflow_queues_and_finishes(front_end: FrontEnd, server: ComfyServer, tiny_sd15_file: Path) -> None:
     front_end.drop_file(WORKFLOWS / "consistent_story_sdxl.json", "StoryPromptSplitter")
     # What a person with this small model and little time would type (SD1.5: its text encoder is the quicker).

@@ -151,6 +151,7 @@ def test_only_joints_that_both_pictures_show_are_compared() -> None:
     assert pose_distance(seen, pose(*map(tuple, other.keypoints.tolist()), hidden=(0, 3))) is None  # two are left
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning:torchvision")
 def test_poses_say_which_joints_the_network_is_sure_of(tmp_path: Path) -> None:
     torch.save(keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict(), tmp_path / "poses.pth")
@@ -343,6 +344,7 @@ def test_clip_scorer_embeds_as_the_encoder_does_and_texts_too(clip_weights: Path
     assert not torch.allclose(texts[0], texts[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_from_videos_to_a_table_by_the_commands_alone(
     precision: Precision,

@@ -50,6 +50,7 @@ def test_paper_size_has_768_attention_channels_inside_1024() -> None:
     assert shapes["layers.7.attn.to_out.weight"] == (1024, 12 * 64)
 
 
+@pytest.mark.slow
 def test_paper_size_untrained_is_exact_too() -> None:
     config = SMPConfig()
     predictor = SemanticMotionPredictor(config)

@@ -175,6 +175,7 @@ def clip_named(shard: int) -> clip_files.RawClip:
     return clip_files.RawClip(f"{shard:08d}", "", torch.zeros(2, 8, 8, 3))
 
 
+@pytest.mark.slow
 def test_parts_that_start_at_once_meet_without_harm(tmp_path: Path) -> None:
     parts, context = 4, multiprocessing.get_context("fork")  # as started, they are closer together than commands
     for attempt in range(10):
@@ -230,6 +231,7 @@ def test_captions_come_from_a_table_too(tmp_path: Path) -> None:
         read_captions(tmp_path / "captions.csv")
 
 
+@pytest.mark.slow
 def test_embeddings_are_the_encoders_from_videos_and_from_clips_alike(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -243,6 +243,7 @@ def read_all(url: str, cache: Path, started: Barrier) -> None:
     assert [len(remote[number]["tokens"]) for number in range(7)] == [FRAMES] * 7
 
 
+@pytest.mark.slow
 def test_processes_that_read_the_same_shards_download_each_once(prepared: TrainConfig, tmp_path: Path) -> None:
     asked: list[str] = []
 
@@ -311,6 +312,7 @@ def semantic(config: TrainConfig) -> SemanticStage:
     return SemanticStage(*start_smp(config))
 
 
+@pytest.mark.slow
 def test_the_semantic_stage_learns_the_bow_that_a_line_misses(tmp_path: Path, quiet: None) -> None:
     config = tiny_config(tmp_path / "run", iterations=120, global_batch=16, micro_batch=16, validate_every=60)
     stage = semantic(config)

@@ -117,6 +117,7 @@ def test_sites_of_sd15_are_the_ones_that_files_number() -> None:
     assert unet_sites(unet) == SD15_SITES
 
 
+@pytest.mark.slow
 def test_projections_for_another_unet_are_refused(tmp_path: Path) -> None:
     unet = copy.deepcopy(models()[1])
     with pytest.raises(ValueError, match=r"The UNet's cross-attentions are .*'input', 1, 0.* channels"):
@@ -126,6 +127,7 @@ def test_projections_for_another_unet_are_refused(tmp_path: Path) -> None:
         UNetMotionDenoiser(unet, AddedKV(unet_sites(unet), 16), sample, guidance="concat")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_motion", [True, False])
 def test_training_moves_what_it_should_and_nothing_else(tmp_path: Path, with_motion: bool) -> None:
     config = decoding_config(tmp_path / "run", train_motion_module=with_motion, gradient_checkpointing=False)
@@ -136,6 +138,7 @@ def test_training_moves_what_it_should_and_nothing_else(tmp_path: Path, with_mot
     assert changed(stage, before) == expected
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_denoising_error_with_dropped_conditioning_blank(tmp_path: Path) -> None:
     config = decoding_config(tmp_path / "run")
     stage = make_stage(config)
@@ -164,6 +167,7 @@ def test_the_loss_is_the_denoising_error_with_dropped_conditioning_blank(tmp_pat
         torch.testing.assert_close(stage(batch), (error + batch["noise"] - velocity).square().mean(dim=(1, 2, 3, 4)))
 
 
+@pytest.mark.slow
 def test_token_weight_adds_equation_7_and_keeps_the_predictor_in_the_encoders_space(tmp_path: Path) -> None:
     errors = {}
     for weight in (0.0, 5.0):
@@ -183,6 +187,7 @@ def test_token_weight_adds_equation_7_and_keeps_the_predictor_in_the_encoders_sp
     assert errors[5.0] < 0.8 * errors[0.0]
 
 
+@pytest.mark.slow
 def test_checkpointed_gradients_are_the_same(tmp_path: Path) -> None:
     config = decoding_config(tmp_path / "run")
     batch = {
@@ -216,6 +221,7 @@ def test_group_norm_takes_each_frame_by_itself() -> None:
         torch.testing.assert_close(whole[:, :, frame], torch.nn.functional.group_norm(x[:, :, frame], 4))
 
 
+@pytest.mark.slow
 def test_ends_are_held_and_guidance_one_asks_once(tmp_path: Path) -> None:
     stage = make_stage(decoding_config(tmp_path / "run"))
     given = Conditioning(torch.randn(1, FRAMES, 2, 16), torch.randn(1, 77, TEXT_WIDTH))
@@ -250,6 +256,7 @@ def test_previews_are_clips(trained: tuple[Path, DecodingStage]) -> None:
     assert names == [f"clip-{number}-{kind}.gif" for number in (0, 1) for kind in ("drawn", "true")]
 
 
+@pytest.mark.slow
 def test_the_host_computes_with_the_trained_files_what_training_computed(
     base: Any, trained: tuple[Path, DecodingStage], tmp_path: Path
 ) -> None:

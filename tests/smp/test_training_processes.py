@@ -71,6 +71,7 @@ def kill_when(process: subprocess.Popen[bytes], config: TrainConfig, step: int) 
     assert process.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(config: TrainConfig) -> None:
     config = replace(config, iterations=90, checkpoint_every=3)
     Path(config.out).mkdir()
@@ -99,6 +100,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(config: TrainConfig) ->
     assert not leftovers
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(config: TrainConfig) -> None:
     config = replace(config, iterations=8, streams=2)
     train(config, *build(config))

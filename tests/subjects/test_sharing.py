@@ -64,11 +64,13 @@ def keep_options(seen):
 class TestStrength:
     """The log-weight of the other panels' keys."""
 
+    @pytest.mark.slow
     def test_zero_is_the_stock_model_and_one_the_paper_bit_for_bit(self, tiny_sd15, sample):
         model = tiny_sd15[0]
         assert torch.equal(sample(apply(model, strength=0.0)), sample(model))
         assert torch.equal(sample(apply(model, strength=1.0)), sample(apply(model)))
 
+    @pytest.mark.slow
     def test_between_lies_between(self, tiny_sd15, sample):
         model = tiny_sd15[0]
         stock, paper = sample(model, steps=1), sample(apply(model), steps=1)
@@ -112,6 +114,7 @@ class TestStrength:
 class TestTokenChoiceAndLevels:
     """Which tokens are given, and at which levels."""
 
+    @pytest.mark.slow
     def test_a_grid_needs_no_seed(self, tiny_sd15, sample):
         model = tiny_sd15[0]
         first = sample(apply(model, token_choice="grid", seed=1))
@@ -120,6 +123,7 @@ class TestTokenChoiceAndLevels:
         whole = sample(apply(model, token_choice="grid", sampling_rate=1.0))
         assert torch.equal(whole, sample(apply(model, sampling_rate=1.0)))
 
+    @pytest.mark.slow
     def test_rate_zero_at_the_lowest_level_is_the_upper_levels_alone(self, tiny_sd15, sample):
         model = tiny_sd15[0]
         lowest = max(block.downsampling for block in blocks_with_attention(model.model.diffusion_model))
@@ -148,10 +152,12 @@ class TestTokenChoiceAndLevels:
 class TestSubjects:
     """Who stands where decides what passes."""
 
+    @pytest.mark.slow
     def test_watching_changes_nothing_by_itself(self, tiny_sd15, sample):
         model = tiny_sd15[0]
         assert torch.equal(sample(apply(model, MEETING, sampling_rate=0.0), MEETING), sample(model, MEETING))
 
+    @pytest.mark.slow
     def test_masks_that_are_empty_leave_panels_plain_and_full_ones_share(self, tiny_sd15, sample):
         model = tiny_sd15[0]
 
@@ -193,6 +199,7 @@ class TestSubjects:
         torch.testing.assert_close(ours[:, ~inside], stock[:, ~inside], rtol=1e-4, atol=1e-5)
         assert not torch.allclose(ours[:, inside], stock[:, inside], atol=1e-3)
 
+    @pytest.mark.slow
     def test_one_character_alone_needs_no_masks(self, tiny_sd15, sample):
         model = tiny_sd15[0]
         assert MAPS_KEY not in model.model_options["transformer_options"]
@@ -203,6 +210,7 @@ class TestSubjects:
         conditioning = (positive, negative)
         assert torch.equal(sample(apply(model, BOB), conditioning=conditioning), sample(apply(model)))
 
+    @pytest.mark.slow
     def test_the_maps_decide_and_are_the_same_every_time(self, tiny_sd15, sample):
         model = tiny_sd15[0]
         patched = apply(model, MEETING)
@@ -221,6 +229,7 @@ class TestSubjects:
         difference = (ours - plain).abs().amax((1, 2, 3))
         assert (difference > 1e-3).all()
 
+    @pytest.mark.slow
     def test_looks_once_and_only_where_masks_leave_something_open(self, tiny_sd15, sample):
         model = tiny_sd15[0]
         calls = []
@@ -241,6 +250,7 @@ class TestSubjects:
         assert calls_of(known) == [6, 6]
         assert calls_of(MEETING, strength=0.0) == calls_of(MEETING, sampling_rate=0.0) == [6, 6]  # nothing to share
 
+    @pytest.mark.slow
     def test_the_halves_of_guidance_together_or_apart(self, tiny_sd15, sample, encoded):
         """A negative of another length is run apart from the positive: the panels must not notice."""
         model, clip, _ = tiny_sd15
@@ -259,6 +269,7 @@ class TestSubjects:
         torch.testing.assert_close(kept[0], kept[2], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(kept[1], kept[3], rtol=1e-3, atol=1e-3)
 
+    @pytest.mark.slow
     def test_windows_of_a_whole_story_change_nothing(self, tiny_sd15, sample):
         model = tiny_sd15[0]
         assert torch.equal(sample(apply(model, MEETING, window=3), MEETING), sample(apply(model, MEETING), MEETING))
@@ -287,6 +298,7 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"Panel 1: where \[Bob\] stands can't be found.*Encode Story Prompts"):
             sample(apply(tiny_sd15[0], MEETING), MEETING, conditioning=(bare, negative))
 
+    @pytest.mark.slow
     def test_a_tag_within_a_word(self, tiny_sd15, sample):
         story = parse_story("[Bob] meets the[Ann] there\n[Bob] walks\n[Ann] sleeps", SHEET)
         conditioning = StoryEncodePrompts.execute(tiny_sd15[1], story).result

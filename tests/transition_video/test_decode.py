@@ -149,6 +149,7 @@ def test_defaults_are_the_papers() -> None:
     assert inputs["anchor"].default in inputs["anchor"].options
 
 
+@pytest.mark.slow
 def test_it_is_apply_smp_and_ksampler_for_each_pair(
     model: Any, smp: LoadedSMP, embeds: SMPEmbeds, vae: WatchedVAE, motion_module: Any
 ) -> None:
@@ -175,6 +176,7 @@ def test_it_is_apply_smp_and_ksampler_for_each_pair(
     assert not torch.equal(decode(model, smp, embeds, vae)[0], frames)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("anchor", "sampler"),
     [("hold", "ddim"), ("hold", "euler_ancestral"), ("hold", "uni_pc"), ("hold, soft neighbours", "ddim")],
@@ -196,6 +198,7 @@ def test_held_ends_are_the_panels_latents(
         assert (frames[panel * (FRAMES - 1)] - shown[panel]).abs().max() <= 1e-3
 
 
+@pytest.mark.slow
 def test_free_frames_see_held_panels_at_their_own_noise_level(
     model: Any, smp: LoadedSMP, embeds: SMPEmbeds, vae: WatchedVAE
 ) -> None:
@@ -220,6 +223,7 @@ def test_free_frames_see_held_panels_at_their_own_noise_level(
                 torch.testing.assert_close(noise, noises[0], atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_each_anchor_ties_the_ends_less(
     model: Any, smp: LoadedSMP, one_pair: SMPEmbeds, vae: WatchedVAE, motion_module: Any
 ) -> None:
@@ -231,6 +235,7 @@ def test_each_anchor_ties_the_ends_less(
     assert errors[0] == 0 < errors[1] < errors[2]
 
 
+@pytest.mark.slow
 def test_soft_neighbours_stay_nearer_to_the_panel(
     model: Any, smp: LoadedSMP, one_pair: SMPEmbeds, vae: WatchedVAE
 ) -> None:
@@ -244,6 +249,7 @@ def test_soft_neighbours_stay_nearer_to_the_panel(
     assert torch.equal(soft[2], hard[2])  # the middle of five belongs to neither panel
 
 
+@pytest.mark.slow
 def test_one_row_of_text_for_each_transition(model: Any, smp: LoadedSMP, embeds: SMPEmbeds, vae: WatchedVAE) -> None:
     rows = stack_conditioning([text(11), text(12)])
     both, _, _ = decode(model, smp, embeds, vae, positive=rows)
@@ -258,6 +264,7 @@ def test_one_row_of_text_for_each_transition(model: Any, smp: LoadedSMP, embeds:
     assert not torch.equal(negative[FRAMES - 1 :], stock[FRAMES - 1 :])
 
 
+@pytest.mark.slow
 def test_one_row_of_text_for_each_panel_moves_evenly(
     model: Any, smp: LoadedSMP, embeds: SMPEmbeds, vae: WatchedVAE
 ) -> None:
@@ -271,6 +278,7 @@ def test_one_row_of_text_for_each_panel_moves_evenly(
     assert (frames[1] - expected[1]).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 def test_strength_zero_leaves_the_motion_tokens_out(
     model: Any, smp: LoadedSMP, embeds: SMPEmbeds, vae: WatchedVAE
 ) -> None:
@@ -281,6 +289,7 @@ def test_strength_zero_leaves_the_motion_tokens_out(
     assert not torch.equal(decode(model, smp, embeds, vae)[0], decode(model, smp, other, vae)[0])
 
 
+@pytest.mark.slow
 def test_progress_counts_steps_over_all_pairs(model: Any, smp: LoadedSMP, embeds: SMPEmbeds, vae: WatchedVAE) -> None:
     reported: list[tuple[int, int]] = []
     with progress_hook(lambda value, total: reported.append((value, total))):
@@ -290,6 +299,7 @@ def test_progress_counts_steps_over_all_pairs(model: Any, smp: LoadedSMP, embeds
     assert reported == sorted(set(reported))
 
 
+@pytest.mark.slow
 def test_the_preview_shows_all_frames(model: Any, smp: LoadedSMP, embeds: SMPEmbeds, vae: WatchedVAE) -> None:
     """A held first frame never changes; the others do from step to step."""
     seen: list[np.ndarray] = []
@@ -306,6 +316,7 @@ def test_the_preview_shows_all_frames(model: Any, smp: LoadedSMP, embeds: SMPEmb
     assert not np.array_equal(seen[0], seen[1])
 
 
+@pytest.mark.slow
 def test_without_any_motion_module_the_log_says_so(
     model: Any, smp: LoadedSMP, embeds: SMPEmbeds, vae: WatchedVAE, motion_module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,6 +329,7 @@ def test_without_any_motion_module_the_log_says_so(
     assert "each frame will be a picture of its own" in warnings[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["ddim", "euler"])
 def test_the_last_seeds(model: Any, smp: LoadedSMP, embeds: SMPEmbeds, vae: WatchedVAE, sampler: str) -> None:
     """After the greatest comes 0."""
@@ -342,6 +354,7 @@ class progress_hook:  # noqa: N801
         comfy.utils.set_progress_bar_global_hook(self.earlier)
 
 
+@pytest.mark.slow
 def test_cancel_within_a_transition(model: Any, smp: LoadedSMP, embeds: SMPEmbeds, vae: WatchedVAE) -> None:
     reported: list[int] = []
 

@@ -80,6 +80,7 @@ def rows_per_call(model):
     return calls, hook
 
 
+@pytest.mark.slow
 def test_the_unet_never_sees_more_than_a_window(tiny_sd15):
     model, clip, _ = tiny_sd15
     calls, hook = rows_per_call(model)
@@ -91,11 +92,13 @@ def test_the_unet_never_sees_more_than_a_window(tiny_sd15):
     assert latents.isfinite().all()
 
 
+@pytest.mark.slow
 def test_a_story_that_fits_one_window_equals_no_window(tiny_sd15):
     model, clip, _ = tiny_sd15
     assert torch.equal(sample(model, clip, 3, window=3), sample(model, clip, 3))
 
 
+@pytest.mark.slow
 def test_without_sharing_windows_change_nothing(tiny_sd15):
     model, clip, _ = tiny_sd15
     torch.testing.assert_close(
@@ -103,6 +106,7 @@ def test_without_sharing_windows_change_nothing(tiny_sd15):
     )
 
 
+@pytest.mark.slow
 def test_a_panel_is_driven_by_what_its_window_holds(tiny_sd15):
     """The first window of a story is the story cut off there; draws of tokens belong to panels, not to rows."""
     model, clip, _ = tiny_sd15
@@ -137,6 +141,7 @@ def in_core_windows(model):
     )[0]
 
 
+@pytest.mark.slow
 def test_the_hosts_own_context_windows_are_honoured(tiny_sd15):
     """Rows of a core context window are panels of the story, not its first ones."""
     model, clip, _ = tiny_sd15
