@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
+from ..story.place import quote
+
 
 def parse_level_rates(text: str, levels: Collection[int]) -> dict[int, float]:
     """Read "2: 0.3, 4: 0.7" as {downsampling: sampling rate}; `levels` are those of the blocks that share.
@@ -16,7 +18,9 @@ def parse_level_rates(text: str, levels: Collection[int]) -> dict[int, float]:
     for part in filter(str.strip, text.split(",")):
         match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d*\.?\d+)\s*", part)
         if not match:
-            raise ValueError(f"level_rates has {part.strip()!r}; write 'level: rate' pairs, as in '2: 0.3, 4: 0.7'.")
+            raise ValueError(
+                f"level_rates has {quote(part.strip())}; write 'level: rate' pairs, as in '2: 0.3, 4: 0.7'."
+            )
         level, rate = int(match[1]), float(match[2])
         if level not in levels:
             known = ", ".join(map(str, sorted(levels)))

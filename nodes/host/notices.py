@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from server import PromptServer
 
 
-def show_on_node(hidden: Any, text: str) -> None:
-    """Show `text` on the running node; `hidden` is its class's, and holds its `unique_id` if a server runs it."""
+def tell(hidden: Any, node: str, warning: str, *, otherwise: str) -> None:
+    """Show `warning` on the running node and in the log, or, if it is empty, `otherwise` on the node.
+
+    Called on every run, so that an old warning doesn't stay there. `hidden` is the node class's, and holds its
+    `unique_id` if a server runs it.
+    """
+    if warning:
+        logging.warning("%s: %s", node, warning)
     if hidden and hidden.unique_id:
-        PromptServer.instance.send_progress_text(text, hidden.unique_id)
+        PromptServer.instance.send_progress_text(warning or otherwise, hidden.unique_id)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 from comfy_api.latest import io, ui
 
-from ..host.notices import show_on_node
+from ..host.notices import tell
 from ..story.socket import StoryType
 from .layout import story_page
 
@@ -51,10 +50,7 @@ class StoryContactSheet(io.ComfyNode):
     @classmethod
     def execute(cls, images: torch.Tensor, story: Story, columns: int) -> io.NodeOutput:
         page, warning = story_page(images, story, columns)
-        if warning:
-            logging.warning("Story Contact Sheet: %s", warning)
-        # Said on every run, so that an old warning doesn't stay there.
         size = f"{images.shape[0]} panels, {page.shape[2]} x {page.shape[1]} pixels"
-        show_on_node(cls.hidden, warning or size)
+        tell(cls.hidden, "Story Contact Sheet", warning, otherwise=size)
         # For those who run it headless: the warning is in the job's history.
         return io.NodeOutput(page, ui=ui.PreviewText(warning) if warning else None)

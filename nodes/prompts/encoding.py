@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from ..host.types import Conditioning
+from ..story.markup import embedding_names
 from ..story.model import Story
+from ..story.place import name_some
 from .batching import repeat_rows, stack_conditioning
 from .subject_tokens import SUBJECTS_KEY, subject_positions
 
@@ -13,16 +17,31 @@ if TYPE_CHECKING:
     from comfy.sd import CLIP
 
 
-def encode_story(clip: CLIP | None, story: Story) -> tuple[Conditioning, Conditioning]:
+def missing_embeddings(clip: CLIP, story: Story) -> str:
+    """What to tell of embeddings that the prompts ask for and the host doesn't find; empty if there are none."""
+    asked: dict[str, list[str]] = {}
+    prompts = [(f"panel {number}", panel.prompt) for number, panel in enumerate(story.panels, 1)]
+    for place, prompt in [*prompts, ("the negative prompt", story.negative)]:
+        for name in dict.fromkeys(embedding_names(prompt)):
+            asked.setdefault(name, []).append(place)
+    return "\n".join(
+        f"embedding:{name} ({name_some(places)}) is no file in models/embeddings that fits this model, and is left out."
+        for name, places in asked.items()
+        if not _finds(clip, name)
+    )
+
+
+def _finds(clip: CLIP, name: str) -> bool:
+    """Whether the host has vectors for an embedding's name."""
+    encoders = clip.tokenize(f"embedding:{name}").values()
+    return any(isinstance(pair[0], Tensor) for chunks in encoders for chunk in chunks for pair in chunk)
+
+
+def encode_story(clip: CLIP, story: Story) -> tuple[Conditioning, Conditioning]:
     """The positive and the negative conditioning of a story, each with a row per panel.
 
     The positive one also tells, under `SUBJECTS_KEY`, which tokens of each row mean which character.
-
-    Raises:
-        ValueError: no text encoder.
     """
-    if clip is None:
-        raise ValueError("clip is None: this checkpoint holds no text encoder. Load one with Load CLIP.")
 
     def encode(prompt: str) -> Conditioning:
         conditioning: Conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
+from ..host.notices import tell
 from ..story.socket import StoryType
-from .encoding import encode_story
+from .encoding import encode_story, missing_embeddings
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP
@@ -41,8 +42,14 @@ class StoryEncodePrompts(io.ComfyNode):
                     display_name="negative", tooltip="The story's negative prompt, one equal row per panel."
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, clip: CLIP | None, story: Story) -> io.NodeOutput:
-        return io.NodeOutput(*encode_story(clip, story))
+        if clip is None:
+            raise ValueError("clip is None: this checkpoint holds no text encoder. Load one with Load CLIP.")
+        warning = missing_embeddings(clip, story)
+        tell(cls.hidden, "Encode Story Prompts", warning, otherwise=f"{len(story.panels)} prompts")
+        # For those who run it headless: the warning is in the job's history.
+        return io.NodeOutput(*encode_story(clip, story), ui=ui.PreviewText(warning) if warning else None)

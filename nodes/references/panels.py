@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ..story.model import UNNAMED_CHARACTER, Panel, Story
 from ..story.parser import parse_story
+from ..story.place import quote
 from ..story.tags import as_tags
 
 DEFAULT_WEIGHT = 2.0
@@ -67,6 +68,6 @@ def _unseen(number: int, panel: Panel, drawn: list[str]) -> str:
     else:
         remedy = f"The story's characters are {as_tags(drawn)}: write the tag of one of them in the picture's line."
     return (
-        f"No panel of the story would look at picture {number}: its line of references ({panel.caption!r}) names "
+        f"No panel of the story would look at picture {number}: its line of references ({quote(panel.caption)}) names "
         f"{as_tags(named) or 'no character'}. {remedy}"
     )

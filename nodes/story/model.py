@@ -44,6 +44,8 @@ class Story:
 
     panels: tuple[Panel, ...]
     negative: str
+    notices: tuple[str, ...] = field(default=(), compare=False)
+    """What the reader of its text should look at, though nothing is wrong for sure."""
 
     @property
     def characters(self) -> tuple[str, ...]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
+from ..host.notices import tell
 from .parser import parse_story
 from .sentences import SPLIT_MODES
 from .socket import StoryType
@@ -32,6 +33,7 @@ class StoryPromptSplitter(io.ComfyNode):
                 io.String.Input(
                     "story",
                     multiline=True,
+                    dynamic_prompts=True,
                     placeholder="[Bob] walks in the forest #A quiet morning\n[Bob] gives [Alice] a flower\n"
                     "[NC] the sun sets over the lake",
                     tooltip="What happens, panel by panel. [Bob] puts a character into the panel and those "
@@ -41,6 +43,7 @@ class StoryPromptSplitter(io.ComfyNode):
                 io.String.Input(
                     "characters",
                     multiline=True,
+                    dynamic_prompts=True,
                     optional=True,
                     default="",
                     placeholder="[Bob] a man with a red cap, gray beard\n[Alice] a girl with a blue dress",
@@ -67,6 +70,7 @@ class StoryPromptSplitter(io.ComfyNode):
                 io.String.Input(
                     "negative",
                     multiline=True,
+                    dynamic_prompts=True,
                     default="",
                     placeholder="blurry, extra fingers",
                     tooltip="What no panel should show. The style's own negative is added at the end.",
@@ -93,11 +97,16 @@ class StoryPromptSplitter(io.ComfyNode):
                     tooltip="How many panels there are. Connect it to the batch_size of an empty latent.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, story: str, split_by: str, style: str, negative: str, characters: str = "") -> io.NodeOutput:
         parsed = parse_story(story, characters, split_by=split_by, style=style, negative=negative)
+        notice = "\n".join(parsed.notices)
+        tell(cls.hidden, "Story Prompt Splitter", notice, otherwise=f"{len(parsed.panels)} panels")
         prompts = [panel.prompt for panel in parsed.panels]
         captions = [panel.caption for panel in parsed.panels]
-        return io.NodeOutput(parsed, prompts, captions, parsed.negative, len(parsed.panels))
+        # For those who run it headless: the notice is in the job's history.
+        shown = ui.PreviewText(notice) if notice else None
+        return io.NodeOutput(parsed, prompts, captions, parsed.negative, len(parsed.panels), ui=shown)

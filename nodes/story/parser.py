@@ -21,8 +21,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Collection
 
+from .invisible import without_invisible
+from .markup import as_caption, ends_in_embedding, mark_bracket_syntax, separate_embeddings, write_bracket_syntax
 from .model import UNNAMED_CHARACTER, Panel, Story
+from .place import Place
 from .sentences import Passage, has_words, language_of, split_passages
 from .styles import apply_style, join_negative, style_named
 from .tags import (
@@ -39,6 +43,8 @@ from .tags import (
     unescape,
 )
 
+_NEIGHBOURHOOD = 200
+"""Characters around a tag that are looked at: longer than any word."""
 _HASH = re.compile(r"(?<!\\)[#＃]")
 _TAGS_THAT_TOUCH = re.compile(r"(?<!\\)\](?=\[)")
 _BETWEEN_LABELS = re.compile(r"(?:\s|[,，、&:：]|\band\b)*")
@@ -70,20 +76,42 @@ def parse_story(
     if not lines:
         raise ValueError("The story is empty. Write one line per panel, as in '[Bob] walks in the forest'.")
     present = _characters_before_first_tag(lines, cast)
-    panels = []
-    for passage in split_passages(lines, split_by):
+    panels, notices = [], []
+    for number, passage in enumerate(split_passages(lines, split_by), 1):
         panel, present = _panel(passage, cast, present, style)
         panels.append(panel)
-    return Story(tuple(panels), join_negative(negative, style))
+        notices += [_untagged(name, number) for name in untagged_names(passage.text, panel.characters, cast.sheet)]
+    return Story(tuple(panels), join_negative(without_invisible(negative), style), tuple(notices))
+
+
+def untagged_names(text: str, present: Collection[str], sheet: Collection[str]) -> list[str]:
+    """Names of the sheet that stand in a panel's text as plain words, without being `present` there."""
+    if not present and any(name_key(tag) == NO_CHARACTER for tag in TAG.findall(text)):
+        return []  # [NC] says that nobody is meant to stand here
+    plain = TAG.sub(" ", text)
+    words = set(re.findall(r"\w+", plain))
+    absent = (name for name in sheet if name not in present)
+    # Chinese, Japanese and Korean put no spaces around a name; a name of one letter is any word's part there.
+    return [
+        name
+        for name in absent
+        if name in words or (name in plain and (" " in name or (len(name) > 1 and language_of(name) != "en")))
+    ]
+
+
+def _untagged(name: str, panel: int) -> str:
+    return f"{name} is described, but not tagged in panel {panel}: write [{name}] for the description to go in."
 
 
 def _story_line(number: int, source: str, cast: Cast) -> Passage:
-    where = f"{cast.field}, line {number} ({source!r})"
+    where = Place(cast.field, number, source)
     text, mark, caption = source, _HASH.search(source), None
     if mark:
         text, caption = source[: mark.start()].rstrip(), unescape(source[mark.end() :].strip())
     # Captions keep their brackets: only what goes into the prompt has tags.
     text = text.translate(MARKS)
+    if not cast.sheet:
+        text = mark_bracket_syntax(text)
     check_brackets(text, where)
     for tag in TAG.findall(text):
         cast.resolve(tag, where)
@@ -107,7 +135,7 @@ def _characters_before_first_tag(lines: list[Passage], cast: Cast) -> tuple[str,
 
 def _panel(passage: Passage, cast: Cast, present: tuple[str, ...], style: str) -> tuple[Panel, tuple[str, ...]]:
     """The panel of `passage`, and the characters that a next panel without tags keeps."""
-    where = f"{cast.field}, line {passage.line} ({passage.text or '#' + (passage.caption or '')!r})"
+    where = Place(cast.field, passage.line, write_bracket_syntax(passage.text))
     tags = [cast.resolve(tag, where) for tag in TAG.findall(passage.text)]
     named = tuple(dict.fromkeys(name for name in tags if name is not None))
     if None in tags and named:
@@ -118,20 +146,21 @@ def _panel(passage: Passage, cast: Cast, present: tuple[str, ...], style: str) -
     if not tags:
         labels = list(present)
     described = dict.fromkeys(labels)
-    action = _write_names(text, cast, where, described).rstrip(TRAILING)
+    action = write_bracket_syntax(_write_names(text, cast, where, described)).rstrip(TRAILING)
     # Whoever the sentence names without describing (a possessive) is described in front of it.
     labels += [name for name in named if name in cast.sheet and name not in described]
     prompt = _with_labels(labels, cast.sheet, action)
     caption = passage.caption
     if caption is None:
-        caption = _write_names(text, cast, where)
+        caption = as_caption(_write_names(text, cast, where))
     characters = () if None in tags else named or present
     in_prompt = [name for name in dict.fromkeys([*labels, *described, *characters]) if name in characters]
     subjects = {name: cast.sheet.get(name, name) for name in in_prompt if name != UNNAMED_CHARACTER}
-    return Panel(apply_style(prompt, style), caption, characters, subjects=subjects), named or present
+    prompt = separate_embeddings(apply_style(prompt, style))
+    return Panel(prompt, caption, characters, subjects=subjects), named or present
 
 
-def _split_labels(text: str, cast: Cast, where: str) -> tuple[list[str], str]:
+def _split_labels(text: str, cast: Cast, where: Place) -> tuple[list[str], str]:
     """Take the tags in front of `text` off it: (their names without NC, the rest)."""
     labels: list[str] = []
     end = 0
@@ -146,7 +175,7 @@ def _split_labels(text: str, cast: Cast, where: str) -> tuple[list[str], str]:
     return labels, text[end:].lstrip(" \t\u3000,，、:：")
 
 
-def _write_names(text: str, cast: Cast, where: str, described: dict[str, None] | None = None) -> str:
+def _write_names(text: str, cast: Cast, where: Place, described: dict[str, None] | None = None) -> str:
     """Write every tag of `text` as words: NC as nothing, others as the name.
 
     For a prompt, where `described` is given, a character that isn't in it yet gets its description, and is added.
@@ -159,7 +188,8 @@ def _write_names(text: str, cast: Cast, where: str, described: dict[str, None] |
         name = cast.resolve(tag[1], where)
         if name is None:
             return ""
-        before, behind = text[: tag.start()], text[tag.end() :]
+        before = text[max(tag.start() - _NEIGHBOURHOOD, 0) : tag.start()]
+        behind = text[tag.end() : tag.end() + _NEIGHBOURHOOD]
         following = behind[:1]
         space = " " if following.isalnum() and not _GLUED.match(following) else ""
         if described is None or name in described or (name in cast.sheet and following in ("'", "’")):
@@ -170,6 +200,8 @@ def _write_names(text: str, cast: Cast, where: str, described: dict[str, None] |
         # "a girl, wearing a blue dress, a flower": the clause has to end before the sentence goes on.
         if name in cast.sheet and re.search("[,，、]", phrase) and (following.isspace() or following.isalnum()):
             after = ("," if language_of(phrase) == "en" else "，") + space
+        if ends_in_embedding(phrase) and after.strip():  # of all marks only a plain comma may touch it
+            after = f"{after} " if after[0] == "," else f" {after}"
         return _gap(before, phrase) + phrase + after
 
     return unescape(" ".join(TAG.sub(words, text).split()))
@@ -179,8 +211,11 @@ def _gap(left: str, right: str) -> str:
     """What keeps apart two texts that meet: a space where CLIP's tokenizer would read on over the seam in CJK text.
 
     It takes letters that touch for one word, which in CJK text is a whole clause, and then there are no tokens that
-    tell of a character and of nothing else.
+    tell of a character and of nothing else. And ComfyUI takes what touches an embedding for a part of its name.
     """
+    touch = left and right and not left[-1].isspace() and not right[0].isspace()
+    if touch and ((ends_in_embedding(left) and right[0] not in ",)") or right.startswith("embedding:")):
+        return " "
     seam = unicodedata.normalize("NFC", left)[-1:], right[:1]
     return " " if all(letter.isalpha() for letter in seam) and language_of("".join(seam)) != "en" else ""
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from ..story.model import Story
+from ..story.place import name_some, quote
 
 
 def set_subject_masks(story: Story, character: str, masks: torch.Tensor) -> Story:
@@ -20,8 +21,8 @@ def set_subject_masks(story: Story, character: str, masks: torch.Tensor) -> Stor
     character = character.strip().strip("[]【】［］")
     name = story.own_name(character)
     if name is None:
-        known = ", ".join(story.characters) or "none"
-        raise ValueError(f"character is {character!r}; the story's characters are: {known}.")
+        known = name_some(story.characters) or "none"
+        raise ValueError(f"character is {quote(character)}; the story's characters are: {known}.")
     panels = len(story.panels)
     if masks.shape[0] not in (1, panels):
         raise ValueError(

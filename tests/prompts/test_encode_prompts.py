@@ -1,11 +1,16 @@
 """Encode Story Prompts: panel i of a batch is driven by prompt i, and by it alone."""
 
+from pathlib import Path
+from typing import Any
+
 import comfy.sample
 import pytest
+import safetensors.torch
 import torch
 from storydiffusion.nodes.prompts.batching import stack_conditioning, stack_rows
 from storydiffusion.nodes.prompts.nodes import StoryEncodePrompts
 from storydiffusion.nodes.story.model import Panel, Story
+from storydiffusion.nodes.story.parser import parse_story
 
 LONG = "a man with a red cap walks " + "slowly and " * 80
 PROMPTS = ["a cat sleeps", LONG, "a dog runs in the rain"]
@@ -80,3 +85,23 @@ def test_prompts_with_different_options_are_refused():
 def test_missing_clip_is_named():
     with pytest.raises(ValueError, match="clip is None"):
         StoryEncodePrompts.execute(None, story(PROMPTS))
+
+
+def test_a_missing_embedding_is_told(tiny_sd15: tuple[Any, Any, Any]) -> None:
+    sheet, negative = "[Bob] a man embedding:bob_ti", "embedding:bad"
+    asking = parse_story("[Bob] walks\nsees (embedding:hat_ti:1.2)", sheet, negative=negative)
+    output = StoryEncodePrompts.execute(tiny_sd15[1], asking)
+    told = output.ui.as_dict()["text"][0]
+    assert "embedding:bob_ti (panel 1, panel 2) is no file in models/embeddings" in told
+    assert "embedding:hat_ti (panel 2)" in told
+    assert "embedding:bad (the negative prompt)" in told
+
+
+def test_embeddings_that_are_there_are_not_told(
+    tiny_sd15: tuple[Any, Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = tiny_sd15[1].clone()
+    safetensors.torch.save_file({"emb_params": torch.randn(2, 768)}, tmp_path / "bob_ti.safetensors")
+    monkeypatch.setattr(clip.tokenizer.clip_l, "embedding_directory", [str(tmp_path)])
+    asking = parse_story("[Bob] walks. He runs", "[Bob] embedding:bob_ti", split_by="line")
+    assert StoryEncodePrompts.execute(clip, asking).ui is None
