@@ -75,7 +75,7 @@ def _watch(painter: Painter, story: Story, seed: int) -> tuple[dict[str, list[to
     steps: dict[str, list[torch.Tensor]] = {"both": [], "phrase": []}
     model = painter.model.clone()
     blocks = decoder_blocks(blocks_with_attention(model.model.diffusion_model))
-    watch_subjects(model, [block.key for block in blocks], doubled, frozenset(range(len(story.panels))))
+    watch_subjects(model, blocks, doubled, frozenset(range(len(story.panels))))
 
     def note(executor: Any, x: torch.Tensor, sigma: torch.Tensor, options: dict[str, Any], *rest: Any) -> Any:
         maps: SubjectMaps = options["transformer_options"][MAPS_KEY]

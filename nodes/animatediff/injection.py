@@ -14,7 +14,7 @@ import comfy.patcher_extension
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer, SpatialVideoTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel, VideoResBlock
-from comfy.supported_models import SD20
+from comfy.supported_models import SD20, SDXL, SDXLRefiner
 
 from ..host.rows import FRAME, row_indices, rows_per_chunk
 from ..host.run_checks import prepare_rows
@@ -25,6 +25,8 @@ from .sites import MotionSite, Site, motion_sites, require_fit
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
+OTHER_FAMILIES = ((SD20, "SD2"), (SDXL, "SDXL"), (SDXLRefiner, "SDXL refiner"))
+"""UNets that AnimateDiff's modules for SD1.5 aren't for, most of them of other sizes."""
 MOTION_KEY = "storydiffusion_motion_module"
 """Key of our wrapper, of our additional model, and of the `RunningMotion` of a model call in transformer_options."""
 
@@ -69,8 +71,9 @@ def require_image_unet(model: ModelPatcher) -> UNetModel:
             f"Motion modules need an SD1.5 UNet, but this model is a {type(model.model).__name__} "
             f"({type(unet).__name__}). Load an SD1.5 checkpoint."
         )
-    if isinstance(model.model.model_config, SD20):
-        raise ValueError("Motion modules are for SD1.5, but this model is an SD2. Load an SD1.5 checkpoint.")
+    kind = next((name for family, name in OTHER_FAMILIES if isinstance(model.model.model_config, family)), None)
+    if kind:
+        raise ValueError(f"Motion modules are for SD1.5, but this model is an {kind}. Load an SD1.5 checkpoint.")
     if any(isinstance(layer, VideoResBlock | SpatialVideoTransformer) for layer in unet.modules()):
         raise ValueError("This model's UNet is a video model already. Load an SD1.5 checkpoint.")
     patches = model.model_options["transformer_options"].get("patches", {})
@@ -90,7 +93,7 @@ def attach_motion(model: ModelPatcher, motion_module: ModelPatcher, scale: float
     model.set_additional_models(MOTION_KEY, [motion_module])
     wrappers = comfy.patcher_extension.WrappersMP
     model.add_wrapper_with_key(wrappers.OUTER_SAMPLE, MOTION_KEY, prepare_rows(FRAME, "Apply Motion Module"))
-    model.add_wrapper_with_key(wrappers.APPLY_MODEL, MOTION_KEY, _announce_motion(sites, scale))
+    model.add_wrapper_with_key(wrappers.APPLY_MODEL, MOTION_KEY, _announce_motion(sites, scale, motion_module))
     for patch in layer_patches():
         model.set_model_forward_timestep_embed_patch(patch)
 
@@ -100,12 +103,17 @@ def layer_patches() -> list[tuple[type, Callable[..., torch.Tensor]]]:
     return [(SpatialTransformer, _spatial_transformer), (ResBlock, _residual_block)]
 
 
-def _announce_motion(sites: list[MotionSite], scale: float) -> Callable[..., torch.Tensor]:
-    """APPLY_MODEL wrapper. The weights are looked up in each call: another GPU's clone has its own."""
+def _announce_motion(sites: list[MotionSite], scale: float, motion_module: ModelPatcher) -> Callable[..., torch.Tensor]:
+    """APPLY_MODEL wrapper. The weights are looked up in each call: another GPU's clone has its own.
+
+    A guider of two models runs the second with the patches of the first, but without its additional models: then the
+    first one's `motion_module` runs.
+    """
 
     def announce(executor: Any, x: torch.Tensor, *call: Any, **kwargs: Any) -> torch.Tensor:
         *between, transformer_options = call
-        patcher = executor.class_obj.current_patcher.get_additional_models_with_key(MOTION_KEY)[0]
+        added = executor.class_obj.current_patcher.get_additional_models_with_key(MOTION_KEY)
+        patcher = added[0] if added else motion_module
         frames = rows_per_chunk(x.shape[0], transformer_options)
         require_few_frames(row_indices(frames, transformer_options), patcher.model.config.max_frames)
         motion = RunningMotion({site.site: patcher.model.get_submodule(site.path) for site in sites}, frames, scale)

@@ -89,11 +89,12 @@ def attach_sharing(
         raise ValueError("window is 1, in which no panel sees another; it must be 0 (no windows), or 2 or more.")
     labelled = panels_to_label(story, settings)
     model = model.clone()
-    check_runs(model, [block.key for block in blocks], story)
+    places = [place for block in blocks for place in block.places]
+    check_runs(model, places, story, biased=settings.biased or bool(labelled))
     share_tokens(model, settings, blocks, labelled=bool(labelled), during=during)
     if story and labelled and settings.shares:
         seen = decoder_blocks(blocks_with_attention(require_unet(model)))
-        watch_subjects(model, [block.key for block in seen], story, labelled)
+        watch_subjects(model, seen, story, labelled)
     if window:
         evaluate_in_windows(model, window, [panel.characters for panel in story.panels] if story else None)
     show_all_panels(model)

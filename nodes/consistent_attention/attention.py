@@ -71,8 +71,8 @@ def consistent_self_attention(
         return attend(q, k, v, None)
 
     q, k, v = (tensor.unflatten(0, (chunks, panels)) for tensor in (q, k, v))  # (chunks, B, N, C)
-    sampled = torch.stack([draw.sampled for draw in draws]).to(q.device, non_blocking=True)  # (B, M)
-    rest = torch.stack([draw.rest for draw in draws]).to(q.device, non_blocking=True)  # (B, N - M)
+    sampled = torch.stack([draw.sampled for draw in draws]).to(q.device)  # (B, M)
+    rest = torch.stack([draw.rest for draw in draws]).to(q.device)  # (B, N - M)
     out = torch.empty_like(q)
     for pool, readers in pools.items():
         shared = sampled.shape[1] * len(pool)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ..host.patches import attention_patches, chain_of
+from ..host.attention import OVERRIDE_KEY
+from ..host.patches import attention_patches, lost_places
 from ..host.rows import RowKind
 from ..host.run_checks import prepare_rows
-from ..host.unet import BlockKey
+from ..host.unet import Place
 from ..story.model import CONNECT_PANEL_COUNT, Story
 from .patch import ConsistentSelfAttentionPatch
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 CHECKS_KEY = "storydiffusion_sharing_checks"
+_ADVICE_FOR_PARTS = (
+    " To draw some panels again, keep the whole batch (no Latent From Batch): a panel is drawn beside the others. Set "
+    "Latent Noise Mask, with a black mask for each panel that shall stay, holds those."
+)
 PANEL = RowKind(
     "panel",
     f"Make both from the same story. {CONNECT_PANEL_COUNT}",
@@ -32,12 +37,14 @@ PANEL = RowKind(
 class SharingChecks:
     """OUTER_SAMPLE wrapper."""
 
-    blocks: Sequence[BlockKey]
-    """Those that share."""
+    places: Sequence[Place]
+    """Self-attentions in which panels share."""
     panels: int | None = None
     """Of the story; None without one."""
     references: Sequence[int] = ()
     """Panels that are given pictures."""
+    biased: bool = False
+    """Whether some keys weigh more or less than others."""
 
     def __call__(
         self,
@@ -54,10 +61,16 @@ class SharingChecks:
         if self.panels is not None and noise.shape[0] != self.panels:
             raise ValueError(
                 f"The story given to Apply Consistent Self-Attention has {self.panels} panels, but the latent batch "
-                f"has {noise.shape[0]}. {CONNECT_PANEL_COUNT}"
+                f"has {noise.shape[0]}. {CONNECT_PANEL_COUNT}{_ADVICE_FOR_PARTS * (noise.shape[0] < self.panels)}"
             )
         self._require_clean_references(noise, sigmas, denoise_mask)
-        self._warn_of_replaced_blocks(executor.class_obj.model_options["transformer_options"])
+        transformer_options = executor.class_obj.model_options["transformer_options"]
+        self._warn_of_replaced_blocks(transformer_options)
+        if self.biased and OVERRIDE_KEY in transformer_options:
+            logging.info(
+                "Apply Consistent Self-Attention: where tokens are weighed, ComfyUI's own attention runs in the place "
+                "of the one that another node has set, which may not heed weights."
+            )
         return executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
 
     def _require_clean_references(
@@ -75,24 +88,27 @@ class SharingChecks:
 
     def _warn_of_replaced_blocks(self, transformer_options: dict[str, Any]) -> None:
         """Nobody can see whether a later node's patch calls ours, so this is no error."""
-        patches = attention_patches(transformer_options, "attn1")
-        lost = [key for key in self.blocks if not _reaches_sharing(patches.get(key))]
+        lost = lost_places(attention_patches(transformer_options, "attn1"), self.places, _shares)
         if lost:
+            blocks, of_blocks = ({place[:2] for place in places} for places in (lost, self.places))
             logging.warning(
-                f"A node behind Apply Consistent Self-Attention has replaced the self-attention of {len(lost)} of its "
-                f"{len(self.blocks)} UNet blocks, the first of them {lost[0]}. Panels share there only if that node "
-                "calls what was there before."
+                "A node behind Apply Consistent Self-Attention has replaced the self-attention of "
+                f"{len(blocks)} of its {len(of_blocks)} UNet blocks, the first of them {lost[0][:2]}. Panels share "
+                "there only if that node calls what was there before."
             )
 
 
-def check_runs(model: ModelPatcher, blocks: Sequence[BlockKey], story: Story | None) -> None:
-    """Let every run of `model`, a clone on which `blocks` share, be checked before it begins."""
+def check_runs(model: ModelPatcher, places: Sequence[Place], story: Story | None, *, biased: bool) -> None:
+    """Let every run of `model`, a clone on which panels share at `places`, be checked before it begins.
+
+    `biased`: whether some keys weigh more or less than others.
+    """
     panels = story.panels if story else ()
     references = [index for index, panel in enumerate(panels) if panel.is_reference]
-    checks = SharingChecks(blocks, len(panels) if story else None, references)
+    checks = SharingChecks(places, len(panels) if story else None, references, biased)
     for check in (checks, prepare_rows(PANEL, "Apply Consistent Self-Attention")):
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, CHECKS_KEY, check)
 
 
-def _reaches_sharing(patch: Any) -> bool:
-    return any(isinstance(link, ConsistentSelfAttentionPatch) for link in chain_of(patch))
+def _shares(patch: Any) -> bool:
+    return isinstance(patch, ConsistentSelfAttentionPatch)

@@ -1,4 +1,4 @@
-"""The host's own attention, with the override that another node may have set."""
+"""The host's own attention, with the override that another node may have set where that is safe."""
 
 from __future__ import annotations
 
@@ -9,11 +9,20 @@ from torch import Tensor
 
 from .types import Attend
 
+OVERRIDE_KEY = "optimized_attention_override"
+"""Entry of transformer_options: what another node has put in the place of the host's attention."""
+
 
 def plain_attention(
     q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any], bias: Tensor | None = None
 ) -> Tensor:
-    """q (B, N, C), k and v (B, M, C), projected -> (B, N, C), before `to_out`; `bias` as in `Attend`."""
+    """q (B, N, C), k and v (B, M, C), projected -> (B, N, C), before `to_out`; `bias` as in `Attend`.
+
+    With a bias the host's own attention is asked, whatever override there is: some (Sage patches) hand on masks to
+    kernels that swallow them, and the result would be that of no bias.
+    """
+    if bias is not None:
+        extra_options = {key: value for key, value in extra_options.items() if key != OVERRIDE_KEY}
     return comfy.ldm.modules.attention.optimized_attention(
         q,
         k,

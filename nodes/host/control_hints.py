@@ -44,6 +44,18 @@ def require_matching_hints(conds: Mapping[str, Sequence[Mapping[str, Any]]], bat
                 )
 
 
+def require_copies(control: comfy.controlnet.ControlBase) -> None:
+    """Refuse hints for each row in a control whose copies would go on using the hints of the whole batch."""
+    for link in _chain(control):
+        # Advanced-ControlNet binds its own get_control to the instance: a copy would call that of the original.
+        if link.cond_hint_original.shape[0] > 1 and "get_control" in vars(link):
+            raise ValueError(
+                f"A ControlNet of this run ({type(link).__name__}) can't follow its hints into context windows: the "
+                f"node that made it keeps those of the whole batch. Use ComfyUI's own Apply ControlNet, a single hint, "
+                f"or no windows."
+            )
+
+
 class WindowedHints(comfy.controlnet.ControlBase):
     """Stands in for a control during one run and asks, for each window, a copy that has this window's hints.
 
@@ -122,6 +134,7 @@ def hints_by_window(conds: Mapping[str, Sequence[dict[str, Any]]], batch: int) -
     stand_ins: dict[comfy.controlnet.ControlBase, comfy.controlnet.ControlBase] = {}
     for entry in (entry for entries in conds.values() for entry in entries if entry.get("control") is not None):
         control = entry["control"]
+        require_copies(control)
         if isinstance(control, WindowedHints):  # another of our nodes on this model was here
             continue
         # One for both halves of guidance: the host evaluates only those together that share their control.

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from types import CellType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from torch.nn import Module
 
 from .attention import plain_attention
 from .types import AttentionReplacement
-from .unet import BlockKey
+from .unet import BlockKey, Place
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -50,16 +53,60 @@ class ChainedPatch:
 
 
 def chain_of(patch: Any) -> Iterator[Any]:
-    """`patch` and what it wraps, outermost first, as far as the packs that made them say so by `previous`."""
-    while patch is not None:
-        yield patch
-        patch = getattr(patch, "previous", None)
+    """`patch` and what it holds to call, outermost first.
+
+    Our own patches call what they hold `previous`; others' are functions that close over it, have it as a default or
+    are partial, or objects with an attribute for it.
+    """
+    waiting, seen = [patch], set()
+    while waiting:
+        link = waiting.pop()
+        if not callable(link) or isinstance(link, type) or id(link) in seen:
+            continue
+        seen.add(id(link))
+        yield link
+        waiting += _held(link)
+
+
+def _held(patch: Any) -> Iterator[Any]:
+    if isinstance(patch, FunctionType):
+        yield from (cell.cell_contents for cell in patch.__closure__ or () if _is_set(cell))
+        yield from (patch.__defaults__ or ())
+        yield from (patch.__kwdefaults__ or {}).values()
+    elif isinstance(patch, MethodType):
+        yield patch.__self__
+    elif isinstance(patch, partial):
+        yield from (patch.func, *patch.args, *patch.keywords.values())
+    elif not isinstance(patch, Module):
+        yield from getattr(patch, "__dict__", {}).values()
+
+
+def _is_set(cell: CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:  # a variable that has no value yet
+        return False
+    return True
 
 
 def attention_patches(transformer_options: dict[str, Any], kind: str) -> dict[tuple[Any, ...], Any]:
     """The replacements of kind "attn1" or "attn2" that nodes have set: {(block, number[, depth]): patch}."""
     patches: dict[tuple[Any, ...], Any] = transformer_options.get("patches_replace", {}).get(kind, {})
     return patches
+
+
+def lost_places(
+    patches: dict[tuple[Any, ...], Any], places: Iterable[Place], ours: Callable[[Any], bool]
+) -> list[Place]:
+    """Those of `places` at which the host asks a patch that neither is `ours` nor, as far as can be seen, wraps it.
+
+    The host asks a patch by (block, number, depth) before one by (block, number).
+    """
+
+    def asked(place: Place) -> Any:
+        return patches.get(place, patches.get(place[:2]))
+
+    return [place for place in places if not any(map(ours, chain_of(asked(place))))]
 
 
 def replace_attention(

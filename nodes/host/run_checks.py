@@ -6,7 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from comfy.patcher_extension import WrappersMP
-from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
+
+try:
+    from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
+except ImportError:  # another version's name must not take the pack down
+    COMPILE_KEY = "torch.compile"
 
 from .control_hints import hints_by_window, require_matching_hints
 from .rows import BATCH_KEY, RowKind

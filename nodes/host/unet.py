@@ -11,6 +11,8 @@ from torch import nn
 
 BlockKey = tuple[str, int]
 """Name of a UNet block in the host's patches, ("input", 1)."""
+Place = tuple[str, int, int]
+"""Name of one attention in the host's patches: its block's, and its depth in the block."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,12 @@ class UNetBlock:
     def transformers(self) -> list[SpatialTransformer]:
         """Its spatial transformers: self-attention, cross-attention and feed-forward at every depth."""
         return [layer for layer in self.layers if isinstance(layer, SpatialTransformer)]
+
+    @property
+    def places(self) -> list[Place]:
+        """Its self-attentions, and as many cross-attentions."""
+        depth = sum(len(transformer.transformer_blocks) for transformer in self.transformers)
+        return [(*self.key, index) for index in range(depth)]
 
     @property
     def resamples(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,13 +11,13 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.supported_models import SD20
 from torch import Tensor
 
-from ...smp.config import CrossAttentionSite, Guidance, SMPModelConfig
+from ...smp.config import CrossAttentionSite, Guidance
 from ...smp.injection import AddedKV
 from ..host.attention import attention_of_call
-from ..host.patches import ChainedPatch, attention_patches
+from ..host.patches import ChainedPatch, attention_patches, lost_places
 from ..host.rows import FRAME, row_indices, rows_per_chunk
 from ..host.run_checks import prepare_rows
-from ..host.unet import unet_blocks
+from ..host.unet import Place, unet_blocks
 from .cross_attention import concat_attention, count_text_repeats, decoupled_attention, tokens_of_rows
 from .loading import LoadedSMP
 from .predict import SMPEmbeds
@@ -53,6 +53,8 @@ class SMPGuide:
     strength: float
     chained: frozenset[tuple[str, int]]
     """UNet blocks whose cross-attention another node had replaced before."""
+    places: Sequence[Place] = ()
+    """All cross-attentions that are guided."""
 
     def begin_run(self, executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """OUTER_SAMPLE wrapper: refuse what the guidance would be wrong or lost for, and note what is positive.
@@ -62,6 +64,12 @@ class SMPGuide:
                 cross-attention that the host would never ask.
         """
         guider = executor.class_obj
+        if "positive" not in guider.conds:
+            raise ValueError(
+                f"SMP guidance has to know which prompt is the positive one, and the guider of this run "
+                f"({type(guider).__name__}) has none of that name, but {', '.join(guider.conds) or 'no prompt'}. Use "
+                f"CFGGuider or KSampler."
+            )
         if "middle" in guider.conds:
             raise ValueError(
                 "SMP guidance does not work with DualCFGGuider, which hands the model its negative prompt first: "
@@ -77,8 +85,23 @@ class SMPGuide:
         # The guider's options are this run's own copy: the host makes it, and drops it at the end.
         options = guider.model_options["transformer_options"]
         require_no_later_owner(options, self.chained)
+        self._require_all_places(options)
         options[POSITIVE_KEY] = frozenset(entry["uuid"] for entry in guider.conds["positive"])
         return executor(noise, *args, **kwargs)
+
+    def _require_all_places(self, transformer_options: dict[str, Any]) -> None:
+        """Refuse later replacements of single cross-attentions, by a node that doesn't ask what was there before."""
+
+        def guided(patch: Any) -> bool:
+            return isinstance(patch, SMPCrossAttention) and patch.guide is self
+
+        lost = lost_places(attention_patches(transformer_options, "attn2"), self.places, guided)
+        if lost:
+            raise ValueError(
+                f"A node behind Apply SMP Guidance has replaced {len(lost)} of the model's {len(self.places)} "
+                f"cross-attentions (the first in UNet block {lost[0][:2]}), and the motion is lost there. Connect it "
+                f"before Apply SMP Guidance."
+            )
 
     def lay_out_tokens(self, executor: Any, *call: Any, **kwargs: Any) -> Tensor:
         """APPLY_MODEL wrapper: find every row's motion tokens once a call instead of once a block."""
@@ -167,8 +190,9 @@ def cross_attention_sites(unet: UNetModel) -> Iterator[CrossAttentionSite]:
                 yield CrossAttentionSite(*block.key, index, attention.heads * attention.dim_head)
 
 
-def require_sites(model: ModelPatcher, config: SMPModelConfig) -> None:
+def require_sites(model: ModelPatcher, smp: LoadedSMP) -> None:
     """ValueError unless the model's cross-attentions are exactly those that the SMP has projections for."""
+    config = smp.config
     unet = model.model.diffusion_model
     kind = type(model.model).__name__
     if not isinstance(unet, UNetModel):
@@ -185,8 +209,14 @@ def require_sites(model: ModelPatcher, config: SMPModelConfig) -> None:
         f"The SMP's added projections don't fit this model ({kind}): it has {len(found)} cross-attentions, "
         f"the SMP has projections for {len(expected)}. The first to differ is UNet block {first}: "
         f"{found.get(first, 'none')} channels in the model, {expected.get(first, 'none')} in the SMP. "
-        "IP-Adapter SD1.5 weights need an SD1.5 checkpoint, not SDXL."
+        f"{_checkpoint_advice(smp)} ({smp.summary})"
     )
+
+
+def _checkpoint_advice(smp: LoadedSMP) -> str:
+    if smp.config.predictor is None:
+        return "IP-Adapter SD1.5 weights need an SD1.5 checkpoint, not SDXL."
+    return "Load the checkpoint that the SMP was trained for, or another SMP."
 
 
 def require_embeds(smp: LoadedSMP, embeds: SMPEmbeds, pair_index: int) -> None:
@@ -219,15 +249,16 @@ def apply_smp(
     Raises:
         ValueError: model, SMP and embeds that don't fit each other.
     """
-    require_sites(model, smp.config)
+    require_sites(model, smp)
     require_embeds(smp, embeds, pair_index)
     patched = model.clone()
     if strength == 0:
         return patched
     owners = attention_patches(model.model_options["transformer_options"], "attn2")
     chained = frozenset(key for key in owners if len(key) == 2)
+    places = [site.key for site in smp.config.sites]
     chosen = smp.config.guidance if guidance == AS_TRAINED else cast(Guidance, guidance)
-    guide = SMPGuide(embeds.tokens[pair_index], embeds.uncond, smp.added_kv, chosen, strength, chained)
+    guide = SMPGuide(embeds.tokens[pair_index], embeds.uncond, smp.added_kv, chosen, strength, chained, places)
     for position, site in enumerate(smp.config.sites):
         previous = owners.get(site.key, owners.get((site.block, site.number)))
         patch = SMPCrossAttention(guide, position, previous=previous)

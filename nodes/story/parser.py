@@ -24,6 +24,7 @@ import unicodedata
 from collections.abc import Collection
 
 from .invisible import without_invisible
+from .lines import numbered_lines
 from .markup import as_caption, ends_in_embedding, mark_bracket_syntax, separate_embeddings, write_bracket_syntax
 from .model import UNNAMED_CHARACTER, Panel, Story
 from .place import Place
@@ -38,7 +39,6 @@ from .tags import (
     as_tags,
     check_brackets,
     name_key,
-    numbered_lines,
     parse_characters,
     unescape,
 )

@@ -11,7 +11,7 @@ from ..story.place import name_some, quote
 
 
 def set_subject_masks(story: Story, character: str, masks: torch.Tensor) -> Story:
-    """`story` with masks (1 or panels, H, W) of where `character` stands in the panels that name it.
+    """`story` with masks (1 or panels, H, W), or one (H, W), of where `character` stands in the panels that name it.
 
     Any spelling of its name will do, with or without brackets.
 
@@ -23,6 +23,8 @@ def set_subject_masks(story: Story, character: str, masks: torch.Tensor) -> Stor
     if name is None:
         known = name_some(story.characters) or "none"
         raise ValueError(f"character is {quote(character)}; the story's characters are: {known}.")
+    if masks.ndim == 2:  # some nodes hand over a single mask without a batch
+        masks = masks[None]
     panels = len(story.panels)
     if masks.shape[0] not in (1, panels):
         raise ValueError(

@@ -103,8 +103,13 @@ class SubjectMaps:
     @property
     def blind(self) -> bool:
         """Whether it isn't known yet where the characters of the labelled panels stand."""
-        asked = [(panel, int(name)) for panel in self.labelled for name in self.present[panel].nonzero()]
-        return self.total is None and not all(key in self.given for key in asked)
+        return self.total is None and self.asked
+
+    @property
+    def asked(self) -> bool:
+        """Whether the model has to be asked where somebody stands: not all of the labelled panels' masks are given."""
+        wanted = [(panel, int(name)) for panel in self.labelled for name in self.present[panel].nonzero()]
+        return not all(key in self.given for key in wanted)
 
     def settle(self) -> None:
         """Let all that was written be read from now on."""

@@ -10,11 +10,11 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..host.patches import replace_attention
-from ..host.unet import BlockKey
+from ..host.unet import Place, UNetBlock
 from ..prompts.subject_tokens import SUBJECTS_KEY
 from ..story.model import Story
 from .maps import MAPS_KEY, NamingTokens, SubjectMaps, new_maps
-from .reader import CrossAttentionReader, require_reader
+from .reader import CrossAttentionReader, require_readers
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -43,12 +43,12 @@ def require_whole_pictures(conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
             )
 
 
-def follow_subjects(story: Story, labelled: frozenset[int]) -> Callable[..., Any]:
-    """OUTER_SAMPLE wrapper that gives a run its own `SubjectMaps`."""
+def follow_subjects(story: Story, labelled: frozenset[int], places: Sequence[Place]) -> Callable[..., Any]:
+    """OUTER_SAMPLE wrapper that gives a run its own `SubjectMaps`, which the cross-attentions at `places` write."""
 
     def run(executor: Any, noise: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         guider = executor.class_obj
-        require_reader(guider.model_options["transformer_options"])
+        require_readers(guider.model_options["transformer_options"], places)
         require_whole_pictures(guider.conds)
         naming = {
             entry["uuid"]: NamingTokens(entry["cross_attn"].shape[1], entry[SUBJECTS_KEY])
@@ -83,8 +83,10 @@ def probe_subjects(
     return executor(x, timestep, model_options, *args, **kwargs)
 
 
-def watch_subjects(model: ModelPatcher, blocks: Sequence[BlockKey], story: Story, labelled: frozenset[int]) -> None:
+def watch_subjects(model: ModelPatcher, blocks: Sequence[UNetBlock], story: Story, labelled: frozenset[int]) -> None:
     """Let `model`, a clone, note where its `blocks` look at the words of the story's characters."""
-    replace_attention(model, "attn2", blocks, lambda _block, owner: CrossAttentionReader(previous=owner))
-    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY, follow_subjects(story, labelled))
+    keys = [block.key for block in blocks]
+    replace_attention(model, "attn2", keys, lambda _block, owner: CrossAttentionReader(previous=owner))
+    places = [place for block in blocks for place in block.places]
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY, follow_subjects(story, labelled, places))
     model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, WRAPPER_KEY, probe_subjects)

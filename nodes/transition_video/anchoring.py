@@ -7,7 +7,7 @@ released it is denoised like any other, from where the panel left it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,11 +67,14 @@ class HoldMask:
 
     Attributes:
         release_sigmas: (F,), the noise level below which each frame is free.
+        previous: another node's function (Differential Diffusion's), which has to agree that a frame is free.
     """
 
     release_sigmas: Tensor
+    previous: Callable[..., Tensor] | None = None
 
     def __call__(self, sigma: Tensor, denoise_mask: Tensor, extra_options: Mapping[str, Any]) -> Tensor:
         """Return (F, 1, 1, 1), 0 for held frames and 1 for free ones; sigma (F,), the call's noise level."""
         free = sigma <= self.release_sigmas.to(sigma)
-        return free[:, None, None, None].to(denoise_mask)
+        mask = free[:, None, None, None].to(denoise_mask)
+        return mask if self.previous is None else mask * self.previous(sigma, denoise_mask, extra_options=extra_options)

@@ -70,7 +70,7 @@ def draw_video(
         ValueError: parts that don't fit one another.
     """
     embeds = transitions.embeds
-    require_sites(model, transitions.smp.config)
+    require_sites(model, transitions.smp)
     require_panels(transitions.panels, embeds)
     require_vae(model, vae, transitions.panels)
     if motion_module is not None:

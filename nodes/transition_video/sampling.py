@@ -66,10 +66,9 @@ def hold_ends(
     if not ramp:
         return model, Canvas(latents, None)
     sampling = model.get_model_object("model_sampling")
+    releases = torch.tensor([sampling.percent_to_sigma(part) for part in parts.tolist()])
     model = model.clone()
-    model.set_model_denoise_mask_function(
-        HoldMask(torch.tensor([sampling.percent_to_sigma(part) for part in parts.tolist()]))
-    )
+    model.set_model_denoise_mask_function(HoldMask(releases, model.model_options.get("denoise_mask_function")))
     noise_mask = (parts < 1).to(latents)[:, None, None, None].expand(-1, 1, *latents.shape[2:])
     return model, Canvas(latents, noise_mask)
 

@@ -84,8 +84,22 @@ def evaluate_in_windows(model: ModelPatcher, window: int, casts: Sequence[Sequen
 
 
 def require_own_windows(executor: Any, noise: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    """OUTER_SAMPLE wrapper that refuses context windows which a later node put in the place of ours."""
-    if not isinstance(executor.class_obj.model_options.get("context_handler"), PanelWindowHandler):
+    """OUTER_SAMPLE wrapper that refuses what can't be together with windows.
+
+    Raises:
+        ValueError: context windows which a later node put in the place of ours; EasyCache and LazyCache, which know a
+            model call by its prompt, and would give one window what they kept of another.
+    """
+    model_options = executor.class_obj.model_options
+    handler = model_options.get("context_handler")
+    panels = noise.shape[0]
+    windowed = isinstance(handler, PanelWindowHandler) and panels > handler.context_length
+    if windowed and "easycache" in model_options["transformer_options"]:
+        raise ValueError(
+            f"EasyCache (or LazyCache) is on this model, and would mix up the windows in which Apply Consistent "
+            f"Self-Attention draws {panels} panels. Remove it, or set window to 0."
+        )
+    if not isinstance(handler, PanelWindowHandler):
         raise ValueError(
             "Context Windows behind Apply Consistent Self-Attention have taken the place of its window. Remove that "
             "node, or set window to 0 and let it cut the batch."

@@ -295,9 +295,10 @@ def replace_guides(patched: Any, guide: smp_patch.SMPGuide) -> None:
     patches = patched.model_options["transformer_options"]["patches_replace"]["attn2"]
     for key, patch in patches.items():
         patches[key] = dataclasses.replace(patch, guide=guide)
-    wrappers = comfy.patcher_extension.WrappersMP.APPLY_MODEL
-    patched.remove_wrappers_with_key(wrappers, KEY)
-    patched.add_wrapper_with_key(wrappers, KEY, guide.lay_out_tokens)
+    wrappers = comfy.patcher_extension.WrappersMP
+    for kind, wrapper in ((wrappers.APPLY_MODEL, guide.lay_out_tokens), (wrappers.OUTER_SAMPLE, guide.begin_run)):
+        patched.remove_wrappers_with_key(kind, KEY)
+        patched.add_wrapper_with_key(kind, KEY, wrapper)
 
 
 def test_all_16_cross_attentions_are_guided(base: tuple[LoadedSMP, SMPEmbeds], model: Any) -> None:
