@@ -214,3 +214,8 @@ def test_frame_indices(entries, frames, expected):
 def test_window_that_does_not_match_the_batch_is_refused(entries):
     with pytest.raises(ValueError, match="names 3 frames, but the call holds 5"):
         row_indices(5, options(**entries))
+
+
+def test_an_sdxl_is_named_before_any_numbers(tiny_sdxl, motion):
+    with pytest.raises(ValueError, match=r"^Motion modules are for SD1\.5, but this model is an SDXL\. Load an SD1\.5"):
+        apply(tiny_sdxl[0], motion)

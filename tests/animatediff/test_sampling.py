@@ -2,10 +2,12 @@
 
 import comfy.model_management
 import comfy.sample
+import comfy.samplers
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+from comfy_extras.nodes_custom_sampler import Guider_DualModel
 from safetensors.torch import save_file
 from storydiffusion.devtools.tiny.motion import NARROW_UNET, NARROW_WIDTHS, motion_config, motion_tensors, seeded_sd15
 from storydiffusion.devtools.tiny.motion_oracle import (
@@ -258,3 +260,19 @@ def test_consistent_self_attention_shares_within_a_window(video):
     first, second = denoise(model, noise), denoise(model, changed_frame(noise, 6))
     assert relative_error(second[:4], first[:4]) < 1e-6
     assert relative_error(second[4:6], first[4:6]) > 1e-3
+
+
+def test_a_second_model_without_a_module_of_its_own_gets_the_first_ones(base, video):
+    """Dual Model CFG Guider runs the negative on another model, with the first one's patches."""
+
+    def guided(guider):
+        guider.set_conds(seeded_conditioning(1, WIDTH), seeded_conditioning(2, WIDTH))
+        guider.set_cfg(7.0)
+        noise = noise_of(4)
+        sampler, sigmas = comfy.samplers.sampler_object("euler"), torch.tensor([14.0, 0.0])
+        return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True)
+
+    expected = guided(comfy.samplers.CFGGuider(video))
+    assert relative_error(guided(Guider_DualModel(video, base)), expected) < 1e-4
+    assert relative_error(guided(Guider_DualModel(video, video.clone())), expected) < 1e-4
+    assert relative_error(guided(comfy.samplers.CFGGuider(base)), expected) > 1e-2

@@ -183,3 +183,22 @@ def test_number_of_hints(tiny_sd15, control, count, window):
     model, clip, _ = tiny_sd15
     with pytest.raises(ValueError, match=rf"positive conditioning has {count} hint images, but .* 5 panels"):
         draw(patched(model, window=window), controlled(clip, control, hints(count)))
+
+
+def test_a_control_that_is_bound_to_its_whole_batch_is_refused_in_windows(tiny_sd15, control):
+    """As Advanced-ControlNet makes them: a copy would go on asking the original for all hints."""
+    model, clip, _ = tiny_sd15
+    bound = control.copy()
+    bound.get_control = bound.get_control
+    with pytest.raises(ValueError, match=r"ControlNet of this run \(ControlNet\) can't follow its hints"):
+        draw(patched(model, window=2), controlled_by(clip, bound, hints()))
+    draw(patched(model, window=2), controlled_by(clip, bound, hints(1)))  # one hint for all
+
+
+def controlled_by(clip, bound, images):
+    """Conditioning whose control is `bound` itself, and not the copy that the host's node makes."""
+    conditioning = controlled(clip, bound, images)
+    for entries in conditioning:
+        for _, options in entries:
+            options["control"].get_control = options["control"].get_control
+    return conditioning

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from comfy_extras.nodes_sag import SelfAttentionGuidance
 from comfy_extras.nodes_tomesd import TomePatchModel
 from storydiffusion.devtools.tiny.checkpoints import TINY_SD15
 from storydiffusion.devtools.tiny.seeded_weights import parameter_shapes, seeded_state_dict
+from storydiffusion.nodes.story.parser import parse_story
 from storydiffusion.tests.helpers.sharing import prompts, share
 
 Node = Callable[[Any], Any]
@@ -262,3 +264,57 @@ def test_what_cuts_or_merges_tokens_is_refused_in_either_order(model: Any, node:
             draw(both, size=16)
     # With sharing off nothing is asked of the tokens.
     assert torch.equal(draw(share(node(model), sampling_rate=0.0), size=16), draw(node(model), size=16))
+
+
+def swallowing_masks(function: Callable[..., Any], *args: Any, mask: Any = None, **options: Any) -> Any:
+    """An attention override that hands no mask on, as Sage attention's kernels swallow them."""
+    return function(*args, mask=None, **options)
+
+
+def overridden(model: Any) -> Any:
+    model = model.clone()
+    model.model_options["transformer_options"]["optimized_attention_override"] = swallowing_masks
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strength", [1.0, 0.05])
+def test_an_override_that_swallows_masks_changes_nothing(model: Any, strength: float) -> None:
+    plain = share(model, strength=strength)
+    assert torch.equal(draw(overridden(plain)), draw(plain))
+    assert torch.equal(draw(share(overridden(model), strength=strength)), draw(plain))
+    assert not torch.allclose(draw(plain), draw(share(model, strength=0.5)), atol=1e-3)
+
+
+@pytest.mark.slow
+def test_an_override_runs_where_nothing_is_weighed(model: Any) -> None:
+    called: list[int] = []
+
+    def counting(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        called.append(1)
+        return function(*args, **options)
+
+    patched = share(model)
+    draw(patched)
+    patched.model_options["transformer_options"]["optimized_attention_override"] = counting
+    draw(patched)
+    assert called
+
+
+@pytest.mark.slow
+def test_a_replacement_of_one_depth_behind_is_told(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(logging, "warning", warnings.append)  # the host's logger lets nothing through to pytest
+    patched = share(model)
+    patched.set_model_attn1_replace(lambda q, k, v, options: q, "output", 2, 0)
+    draw(patched)
+    assert "has replaced the self-attention of 1 of its 4 UNet blocks, the first of them ('output', 2)" in warnings[0]
+
+
+@pytest.mark.slow
+def test_one_panel_of_a_batch_is_refused_with_advice_that_fits(tiny_sd15: tuple[Any, Any, Any]) -> None:
+    story = parse_story("[Bob] walks\n[Bob] reads", "[Bob] a man")
+    with pytest.raises(ValueError, match=r"has 2 panels, but the latent batch has 1\..*keep the whole batch"):
+        draw(share(tiny_sd15[0], story=story), (1,))
+    with pytest.raises(ValueError, match=r"has 2 panels, but the latent batch has 3\. Connect panel_count[^.]*\.$"):
+        draw(share(tiny_sd15[0], story=story), (1, 2, 3))

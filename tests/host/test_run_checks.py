@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from storydiffusion.nodes.animatediff.loader import load_motion_module
 from storydiffusion.nodes.animatediff.nodes import StoryApplyMotionModule
 from storydiffusion.nodes.consistent_attention.blocks import decoder_blocks
 from storydiffusion.nodes.consistent_attention.nodes import StoryApplyConsistentSelfAttention
+from storydiffusion.nodes.host import run_checks
 from storydiffusion.nodes.host.unet import blocks_with_attention
 from storydiffusion.nodes.prompts.nodes import StoryEncodePrompts
 from storydiffusion.nodes.references.nodes import StoryAddReferencePanels
@@ -236,3 +239,12 @@ def test_prompts_for_an_area_beside_subject_masks_are_refused(tiny_sd15: tuple[A
         local = nodes.ConditioningSetMask().append(text(1), mask, bounds, 1.0)[0]
     with pytest.raises(ValueError, match="The positive conditioning has a prompt for an area"):
         draw(patched, positive + local, negative, batch=2)
+
+
+def test_a_name_that_another_host_lacks_does_not_take_the_pack_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = run_checks.COMPILE_KEY
+    monkeypatch.setitem(sys.modules, "comfy_api.torch_helpers.torch_compile", None)  # its import fails
+    spec = importlib.util.find_spec(run_checks.__name__)
+    without = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(without)
+    assert known == without.COMPILE_KEY

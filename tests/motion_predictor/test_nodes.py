@@ -290,6 +290,41 @@ def test_patches_that_do_nothing_leave_the_numbers_alone(base: tuple[LoadedSMP, 
     assert torch.equal(sample(patched), sample(model))
 
 
+def test_a_single_cross_attention_replaced_behind_is_refused(base: tuple[LoadedSMP, SMPEmbeds], model: Any) -> None:
+    patched = apply(model, *base)
+    patched.set_model_attn2_replace(lambda q, k, v, extra: attention_of_call(extra)(q, k, v, None), "output", 5, 0)
+    with pytest.raises(ValueError, match=r"has replaced 1 of the model's 16 .*\('output', 5\)\), and the motion"):
+        sample(patched)
+
+
+def test_a_replacement_behind_that_asks_ours_is_fine(base: tuple[LoadedSMP, SMPEmbeds], model: Any) -> None:
+    patched = apply(model, *base)
+    guided = sample(patched)
+    ours = patched.model_options["transformer_options"]["patches_replace"]["attn2"]["output", 5, 0]
+    patched.set_model_attn2_replace(lambda q, k, v, extra: ours(q, k, v, extra), "output", 5, 0)
+    assert torch.equal(sample(patched), guided)
+
+
+def test_weights_of_motion_tokens_are_not_swallowed(base: tuple[LoadedSMP, SMPEmbeds], model: Any) -> None:
+    weak = apply(model, *base, strength=0.1, guidance="concat")
+    drawn = sample(weak)
+
+    def swallowing_masks(function: Callable[..., Any], *args: Any, mask: Any = None, **options: Any) -> Any:
+        return function(*args, mask=None, **options)
+
+    weak.model_options["transformer_options"]["optimized_attention_override"] = swallowing_masks
+    assert torch.equal(sample(weak), drawn)
+
+
+def test_a_guider_without_a_positive_prompt_is_refused(base: tuple[LoadedSMP, SMPEmbeds], model: Any) -> None:
+    guider = comfy.samplers.CFGGuider(apply(model, *base))
+    guider.inner_set_conds({"first": text(1), "second": text(2)})
+    noise = torch.zeros(FRAMES, 4, 8, 8)
+    sigmas = torch.tensor([10.0, 0.0])
+    with pytest.raises(ValueError, match=r"this run \(CFGGuider\) has none of that name, but first, second"):
+        guider.sample(noise, noise, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
+
+
 def replace_guides(patched: Any, guide: smp_patch.SMPGuide) -> None:
     """Put another guide in place of the one that Apply SMP Guidance attached."""
     patches = patched.model_options["transformer_options"]["patches_replace"]["attn2"]

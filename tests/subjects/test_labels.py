@@ -93,3 +93,12 @@ def test_masks_belong_to_the_storys_own_spelling(character):
 def test_masks_of_another_count():
     with pytest.raises(ValueError, match="masks holds 2 masks, but the story has 3 panels"):
         StorySetSubjectMasks.execute(MEETING, "[Bob]", torch.zeros(1, 8, 8).expand(2, -1, -1))
+
+
+def test_a_mask_without_a_batch_is_one_mask_for_all_panels():
+    story = parse_story("[Bob] walks\n[Bob] reads", "[Bob] a man")
+    mask = torch.rand(5, 7)
+    flat, batched = (StorySetSubjectMasks.execute(story, "Bob", given).result[0] for given in (mask, mask[None]))
+    for panel, expected in zip(flat.panels, batched.panels, strict=True):
+        assert torch.equal(panel.masks["Bob"], expected.masks["Bob"])
+        assert torch.equal(panel.masks["Bob"], mask)

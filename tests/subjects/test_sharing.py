@@ -312,6 +312,32 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"where the characters stand can't be seen\. Connect that node before"):
             sample(blinded, MEETING)
 
+    @pytest.mark.slow
+    def test_one_cross_attention_replaced_behind(self, tiny_sd15, sample):
+        blinded = apply(tiny_sd15[0], MEETING)
+        blinded.set_model_attn2_replace(lambda q, k, v, options: q, "output", 2, 0)
+        with pytest.raises(ValueError, match=r"in 1 of \d+ places \(the first in UNet block \('output', 2\)\)"):
+            sample(blinded, MEETING)
+
+    @pytest.mark.slow
+    def test_rows_that_regional_prompts_add(self, tiny_sd15, sample):
+        """As Attention Couple does: a row more for each region in cross-attention, taken together again behind it."""
+
+        def with_regions(model):
+            model = model.clone()
+            model.set_model_attn2_patch(lambda q, k, v, options: (tensor.repeat(2, 1, 1) for tensor in (q, k, v)))
+            model.set_model_attn2_output_patch(lambda out, options: out.unflatten(0, (2, -1)).mean(0))
+            return model
+
+        with pytest.raises(ValueError, match=r"rows for \d+ pictures, as nodes for regional .* Set Subject Masks"):
+            sample(with_regions(apply(tiny_sd15[0], MEETING)), MEETING)
+        known = set_subject_masks(set_subject_masks(MEETING, "Bob", left_half()), "Ann", 1 - left_half())
+        alone, beside = (
+            sample(apply(tiny_sd15[0], known), MEETING),
+            sample(with_regions(apply(tiny_sd15[0], known)), MEETING),
+        )
+        torch.testing.assert_close(beside, alone, rtol=1e-3, atol=1e-3)
+
     def test_a_replacement_by_another_node_cannot_weigh_tokens(self, tiny_sd15):
         owned = tiny_sd15[0].clone()
         owned.set_model_attn1_replace(lambda q, k, v, options: q, "output", 1)

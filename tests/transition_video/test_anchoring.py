@@ -53,3 +53,15 @@ def test_frames_are_freed_when_the_noise_falls_below_their_level() -> None:
     assert free(3.0) == [0, 0, 1, 1]
     assert free(0.4) == [0, 1, 1, 1]
     assert free(0.03) == [0, 1, 1, 1]  # the last model call: an end that is held stays held
+
+
+def test_a_frame_is_free_where_another_nodes_mask_frees_it_too() -> None:
+    """Differential Diffusion frees a pixel when the noise falls below its own threshold."""
+
+    def threshold(sigma: torch.Tensor, denoise_mask: torch.Tensor, extra_options: dict[str, object]) -> torch.Tensor:
+        assert extra_options == {"step": 1}
+        return (denoise_mask >= 0.5).float()
+
+    wanted = torch.tensor([0.2, 0.9]).reshape(1, 1, 1, 2).expand(3, 1, 1, 2)
+    mask = HoldMask(torch.tensor([0.0, 3.0, 99.0]), threshold)(torch.full((3,), 2.0), wanted, {"step": 1})
+    assert mask.flatten(1).tolist() == [[0, 0], [0, 1], [0, 1]]

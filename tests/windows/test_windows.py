@@ -7,9 +7,11 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
+from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from storydiffusion.nodes.consistent_attention.nodes import StoryApplyConsistentSelfAttention
 from storydiffusion.nodes.story.model import UNNAMED_CHARACTER, Panel, Story
 from storydiffusion.nodes.windows.plan import PanelWindow, plan_windows
+from storydiffusion.tests.helpers.sharing import prompts, share
 
 
 def test_one_character_is_anchored_by_its_first_panel():
@@ -156,3 +158,26 @@ def test_the_hosts_own_context_windows_are_honoured(tiny_sd15):
 def test_two_windowings_on_one_model_are_refused(tiny_sd15):
     with pytest.raises(ValueError, match="window is 3, but this model already has context windows"):
         StoryApplyConsistentSelfAttention.execute(in_core_windows(tiny_sd15[0]), 0.5, 0, 0.0, 1.0, "decoder", 3)
+
+
+def draw_four(model):
+    noise = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    return comfy.sample.sample(
+        *(model, noise, 1, 5.0, "euler", "normal"),
+        prompts(1, 2, 3, 4),
+        prompts(9),
+        torch.zeros_like(noise),
+        disable_pbar=True,
+    )
+
+
+@pytest.mark.parametrize("cache", [EasyCacheNode, LazyCacheNode])
+def test_caches_that_would_mix_up_windows_are_refused(tiny_sd15, cache):
+    def cached(model):
+        return cache.execute(model, 0.2, 0.15, 0.95, False).result[0]
+
+    for both in (cached(share(tiny_sd15[0], window=2)), share(cached(tiny_sd15[0]), window=2)):
+        with pytest.raises(ValueError, match=r"EasyCache \(or LazyCache\) is on this model.* 4 panels"):
+            draw_four(both)
+    draw_four(cached(share(tiny_sd15[0], window=4)))  # a single window
+    draw_four(cached(share(tiny_sd15[0])))
