@@ -18,6 +18,7 @@ from comfy.supported_models import SD20, SDXL, SDXLRefiner
 
 from ..host.rows import FRAME, row_indices, rows_per_chunk
 from ..host.run_checks import prepare_rows
+from ..host.unet import unet_of
 from .module import MotionModule
 from .schedule import LINEAR_BETAS, linear_beta_sampling
 from .sites import MotionSite, Site, motion_sites, require_fit
@@ -65,7 +66,7 @@ def apply_motion_module(
 
 def require_image_unet(model: ModelPatcher) -> UNetModel:
     """The UNet of `model`; ValueError if it has none, or one that moves already."""
-    unet = model.get_model_object("diffusion_model")
+    unet = unet_of(model)
     if not isinstance(unet, UNetModel):
         raise ValueError(
             f"Motion modules need an SD1.5 UNet, but this model is a {type(model.model).__name__} "

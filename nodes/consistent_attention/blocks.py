@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-from ..host.unet import UNetBlock
+from ..host.unet import UNetBlock, unet_of
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -17,7 +17,7 @@ BLOCK_CHOICES = ["decoder", "decoder_upper_levels", "all"]
 
 def require_unet(model: ModelPatcher) -> UNetModel:
     """The model's UNet, or an error that says what the model is instead."""
-    unet = model.model.diffusion_model
+    unet = unet_of(model)
     if not isinstance(unet, UNetModel):
         raise ValueError(
             f"Consistent Self-Attention works on UNet models (SD1.5, SDXL), but this model is a "

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, Upsample
 from torch import nn
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
 
 BlockKey = tuple[str, int]
 """Name of a UNet block in the host's patches, ("input", 1)."""
@@ -39,6 +43,15 @@ class UNetBlock:
     def resamples(self) -> bool:
         """Whether it ends a level of the UNet."""
         return any(isinstance(layer, Downsample | Upsample) for layer in self.layers)
+
+
+def unet_of(model: ModelPatcher) -> nn.Module:
+    """The diffusion model of this clone, whichever clone is at work in the loaded model; uncompiled, if it is compiled.
+
+    It may be any: whoever needs a `UNetModel` checks.
+    """
+    found = model.get_model_object("diffusion_model")
+    return getattr(found, "_orig_mod", found)  # torch.compile's wrapper has the module itself under this name
 
 
 def unet_blocks(unet: UNetModel) -> Iterator[UNetBlock]:

@@ -17,7 +17,7 @@ from ..host.attention import attention_of_call
 from ..host.patches import ChainedPatch, attention_patches, lost_places
 from ..host.rows import FRAME, row_indices, rows_per_chunk
 from ..host.run_checks import prepare_rows
-from ..host.unet import Place, unet_blocks
+from ..host.unet import Place, unet_blocks, unet_of
 from .cross_attention import concat_attention, count_text_repeats, decoupled_attention, tokens_of_rows
 from .loading import LoadedSMP
 from .predict import SMPEmbeds
@@ -193,7 +193,7 @@ def cross_attention_sites(unet: UNetModel) -> Iterator[CrossAttentionSite]:
 def require_sites(model: ModelPatcher, smp: LoadedSMP) -> None:
     """ValueError unless the model's cross-attentions are exactly those that the SMP has projections for."""
     config = smp.config
-    unet = model.model.diffusion_model
+    unet = unet_of(model)
     kind = type(model.model).__name__
     if not isinstance(unet, UNetModel):
         raise ValueError(f"SMP guidance needs an SD1.5 model; this one is a {kind} ({type(unet).__name__}).")

@@ -24,6 +24,7 @@ from comfy_extras.nodes_sag import SelfAttentionGuidance
 from comfy_extras.nodes_tomesd import TomePatchModel
 from storydiffusion.devtools.tiny.checkpoints import TINY_SD15
 from storydiffusion.devtools.tiny.seeded_weights import parameter_shapes, seeded_state_dict
+from storydiffusion.nodes.host.unet import unet_of
 from storydiffusion.nodes.story.parser import parse_story
 from storydiffusion.tests.helpers.sharing import prompts, share
 
@@ -318,3 +319,18 @@ def test_one_panel_of_a_batch_is_refused_with_advice_that_fits(tiny_sd15: tuple[
         draw(share(tiny_sd15[0], story=story), (1,))
     with pytest.raises(ValueError, match=r"has 2 panels, but the latent batch has 3\. Connect panel_count[^.]*\.$"):
         draw(share(tiny_sd15[0], story=story), (1, 2, 3))
+
+
+@pytest.mark.slow
+def test_compiled_by_a_node_that_replaces_the_unet(model: Any) -> None:
+    """As other packs compile; TorchCompileModel of the host drops guards that patches need, and is refused."""
+
+    def compiled(model: Any) -> Any:
+        model = model.clone()
+        model.add_object_patch("diffusion_model", torch.compile(unet_of(model), backend="eager"))
+        return model
+
+    upper = {"blocks": "decoder_upper_levels"}
+    expected = draw(share(model, **upper))
+    assert torch.equal(draw(compiled(share(model, **upper))), expected)
+    share(model, **upper)  # while the compiled one is at work in the loaded model
