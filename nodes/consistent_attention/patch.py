@@ -45,7 +45,7 @@ class ConsistentSelfAttentionPatch(ChainedPatch):
 
         maps: SubjectMaps | None = extra_options.get(MAPS_KEY)
         labelled = frozenset() if maps is None else maps.labelled
-        labels = None if maps is None else maps.labels(step.sigma, size)
+        labels = None if maps is None else maps.labels(step.sigma, size, q.device)
         if labels is None:
             # The look before the first step: nothing is known yet of who stands where.
             sources = [[] if panel in labelled else own for panel, own in zip(panels, sources, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import torch
@@ -35,6 +36,10 @@ class TokenLabels:
     present: torch.Tensor
     """(B, C) bool: who stands in which panel."""
 
+    def to(self, device: torch.device) -> TokenLabels:
+        """The same on another device."""
+        return TokenLabels(self.labels.to(device), self.present.to(device))
+
     def may_read(self, reader: int, source: int, tokens: torch.Tensor, *, subjects_only: bool) -> torch.Tensor:
         """(N, M): which of the `tokens` (M,) of panel `source` the tokens of panel `reader` may attend to."""
         given = self.labels[source][tokens.to(self.labels.device)]
@@ -47,7 +52,8 @@ class SubjectMaps:
 
     A model call reads what earlier calls wrote, at other noise levels or up to `settle`, and never what its own step
     writes: the result doesn't depend on whether the host runs the halves of guidance, or windows, together or one by
-    one.
+    one. On several GPUs calls of one step run at once, in threads: each writes what is its conditioning's own, where it
+    is, and what they wrote is added up in one order.
     """
 
     characters: tuple[str, ...]
@@ -66,26 +72,29 @@ class SubjectMaps:
     looked: bool = False
     """Whether the model has had its look before the first step."""
     _sigma: float | None = None
-    _written: torch.Tensor | None = None
-    _labels: dict[tuple[int, int], TokenLabels] = field(default_factory=dict)
+    _written: dict[Any, torch.Tensor] = field(default_factory=dict)
+    """By the uuid of a conditioning: (B, C, *size), where its calls run."""
+    _labels: dict[tuple[tuple[int, int], torch.device], TokenLabels] = field(default_factory=dict)
+    _lock: Lock = field(default_factory=Lock, repr=False, compare=False)
 
-    def write(self, sigma: float, panel: int, maps: Mapping[str, torch.Tensor]) -> None:
-        """Add one layer's maps (h, w) of a panel's characters."""
+    def write(self, sigma: float, uuid: Any, panel: int, maps: Mapping[str, torch.Tensor]) -> None:
+        """Add one layer's maps (h, w) of a panel's characters, as a call on the conditioning `uuid` sees them."""
         self._go_to(sigma)
         for name, attention in maps.items():
-            if self._written is None:
-                self._written = attention.new_zeros(*self.present.shape, *self.size)
+            if uuid not in self._written:
+                self._written[uuid] = attention.new_zeros(*self.present.shape, *self.size)
             resized = F.interpolate(attention[None, None], self.size, mode="bilinear")[0, 0]
-            self._written[panel, self.characters.index(name)] += resized
+            self._written[uuid][panel, self.characters.index(name)] += resized
 
-    def labels(self, sigma: float, size: tuple[int, int]) -> TokenLabels | None:
-        """Labels of all panels' tokens at a layer's `size` (h, w); None while `blind`."""
+    def labels(self, sigma: float, size: tuple[int, int], device: torch.device) -> TokenLabels | None:
+        """Labels of all panels' tokens at a layer's `size` (h, w), on the device of the call; None while `blind`."""
         self._go_to(sigma)
         if self.blind:
             return None
-        if size not in self._labels:
-            self._labels[size] = self._label(size)
-        return self._labels[size]
+        with self._lock:
+            if (size, device) not in self._labels:
+                self._labels[size, device] = self._label(size).to(device)
+            return self._labels[size, device]
 
     def _label(self, size: tuple[int, int]) -> TokenLabels:
         maps = torch.zeros(*self.present.shape, 1, 1) if self.total is None else self.total
@@ -113,15 +122,20 @@ class SubjectMaps:
 
     def settle(self) -> None:
         """Let all that was written be read from now on."""
-        if self._written is not None:
-            self.total = self._written if self.total is None else self.total + self._written
-            self._written = None
+        with self._lock:
+            self._settle()
+
+    def _settle(self) -> None:
+        for uuid in [uuid for uuid in self.naming if uuid in self._written]:
+            written = self._written.pop(uuid)
+            self.total = written if self.total is None else self.total + written.to(self.total.device)
             self._labels.clear()
 
     def _go_to(self, sigma: float) -> None:
-        if sigma != self._sigma:
-            self.settle()
-        self._sigma = sigma
+        with self._lock:
+            if sigma != self._sigma:
+                self._settle()
+            self._sigma = sigma
 
 
 def new_maps(

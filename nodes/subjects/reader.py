@@ -45,7 +45,7 @@ class CrossAttentionReader(ChainedPatch):
                     )
                     attention = attention.unflatten(1, (-1, naming.length)).sum(1)  # repeats of one prompt
                     found = {name: attention[:, at].mean(1).unflatten(0, size) for name, at in positions.items()}
-                    maps.write(sigma, panel, found)
+                    maps.write(sigma, uuid, panel, found)
 
 
 def require_plain_rows(q: torch.Tensor, extra_options: dict[str, Any]) -> None:
