@@ -11,11 +11,15 @@ STEP_KEY = "storydiffusion_step"
 """Entry of transformer_options: the `SamplingStep` of the running model call."""
 
 
+CLOSE = 0.01
+"""Length of a step, in the logarithm of sigma, below which its ends may have one number; 500 steps have such."""
+
+
 @dataclass(frozen=True)
 class SamplingStep:
     """Where in the schedule a model call stands."""
 
-    noise_level: int
+    noise_level: float
     """Number of the noise level at which the step starts; see `noise_level_of`."""
     sigma: float
     active: bool = True
@@ -31,15 +35,20 @@ def current_step(sigma: float, sample_sigmas: Sequence[float]) -> SamplingStep:
     each of those is told its own part of the schedule alone.
     """
     starts = [scheduled for scheduled in sample_sigmas if scheduled >= sigma * (1 - 1e-4)]
-    return SamplingStep(noise_level=noise_level_of(min(starts, default=max(sample_sigmas))), sigma=sigma)
+    start = min(starts, default=max(sample_sigmas))
+    end = max((scheduled for scheduled in sample_sigmas if scheduled < start * (1 - 1e-6)), default=0.0)
+    close = end > 0 and math.log(start / end) < CLOSE
+    return SamplingStep(noise_level=noise_level_of(start, finely=close), sigma=sigma)
 
 
-def noise_level_of(sigma: float) -> int:
+def noise_level_of(sigma: float, *, finely: bool = False) -> float:
     """Number of a noise level: hundredths of the logarithm of `sigma`, the last digits of which depend on the device.
 
-    Below 1e-4, the host's own stand-in for 0, all is one level.
+    Below 1e-4, the host's own stand-in for 0, all is one level. `finely`: in hundredths of these, for steps so short
+    that neighbouring ones would be one level else.
     """
-    return round(100 * math.log(max(sigma, 1e-4)))
+    hundredths = 100 * math.log(max(sigma, 1e-4))
+    return round(hundredths, 2) if finely else round(hundredths)
 
 
 @dataclass(frozen=True)

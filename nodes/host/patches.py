@@ -109,6 +109,14 @@ def lost_places(
     return [place for place in places if not any(map(ours, chain_of(asked(place))))]
 
 
+def owners_of(patches: dict[tuple[Any, ...], Any], block: BlockKey) -> dict[tuple[Any, ...], Any]:
+    """Where the host would ask a patch of `block`, and what it would ask there; None: nothing of another node.
+
+    An owner by (block, number, depth) would win over one by (block, number): each is where it is.
+    """
+    return {block: None, **{place: patch for place, patch in patches.items() if place[:2] == block}}
+
+
 def replace_attention(
     model: ModelPatcher, kind: str, blocks: Iterable[BlockKey], make: Callable[[BlockKey, Any], ChainedPatch]
 ) -> None:
@@ -119,7 +127,5 @@ def replace_attention(
     owned = attention_patches(model.model_options["transformer_options"], kind)
     set_patch = model.set_model_attn1_replace if kind == "attn1" else model.set_model_attn2_replace
     for block in blocks:
-        # An owner by (block, number, depth) would win over one by (block, number): wrap each where it is.
-        owners = {owner: patch for owner, patch in owned.items() if owner[:2] == block}
-        for owner, patch in {block: None, **owners}.items():
-            set_patch(make(block, patch), *block, owner[2] if len(owner) == 3 else None)
+        for place, owner in owners_of(owned, block).items():
+            set_patch(make(block, owner), *block, place[2] if len(place) == 3 else None)

@@ -10,6 +10,9 @@ from torch import Tensor
 Conditioning = list[tuple[Tensor, dict[str, Any]] | list[Any]]
 """CONDITIONING: entries of cross-attention states (rows, tokens, width) and options."""
 
+LENGTHS_KEY = "storydiffusion_text_lengths"
+"""Entry of a conditioning's options: for each row, how many of its tokens are text; those behind are zeros."""
+
 Latent = dict[str, Any]
 """LATENT: `samples` (B, C, H, W), optionally `noise_mask` and `batch_index`."""
 

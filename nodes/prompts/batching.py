@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from ..host.types import Conditioning
+from ..host.types import LENGTHS_KEY, Conditioning
+
+MOST_REPEATED = 2
+"""How many times as long as the longest prompt all may become by repetition."""
 
 
-def stack_rows(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+def repeat_rows_to_one_length(rows: Sequence[torch.Tensor]) -> torch.Tensor:
     """Stack (1, T_i, C) embeddings to (B, T, C), T the least common multiple of the lengths.
 
     Shorter ones are repeated whole. Softmax over keys that all occur n times equals softmax over each once, so
@@ -21,10 +25,24 @@ def stack_rows(rows: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat([row.repeat(1, length // row.shape[1], 1) for row in rows])
 
 
+def pad_rows_to_one_length(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Stack (1, T_i, C) embeddings to (B, T, C), T the longest, with zeros behind the shorter ones."""
+    length = max(row.shape[1] for row in rows)
+    return torch.cat([F.pad(row, (0, 0, 0, length - row.shape[1])) for row in rows])
+
+
+def is_too_long_repeated(rows: Sequence[torch.Tensor]) -> bool:
+    """Whether repetition would cost much: prompts of 3, 4, 5 and 7 chunks would become 420 chunks each."""
+    lengths = [row.shape[1] for row in rows]
+    return math.lcm(*lengths) > MOST_REPEATED * max(lengths)
+
+
 def stack_conditioning(panels: Sequence[Conditioning]) -> Conditioning:
     """Merge the single-row CONDITIONING of every panel into one CONDITIONING with a row per panel.
 
-    Tensors of the options that hold one row per prompt (SDXL's `pooled_output`, (1, C)) are stacked too.
+    Prompts of another length are repeated to a common one; where that would be too long they are padded with zeros, and
+    options say under `LENGTHS_KEY` where: attention must leave these out (`host.padded_text`). Tensors of the options
+    that hold one row per prompt (SDXL's `pooled_output`, (1, C)) are stacked too.
 
     Raises:
         ValueError: if the panels' conditionings are made of different entries or options.
@@ -32,7 +50,11 @@ def stack_conditioning(panels: Sequence[Conditioning]) -> Conditioning:
     merged: Conditioning = []
     for entries in zip(*panels, strict=True):
         options = [entry[1] for entry in entries]
-        merged.append([stack_rows([entry[0] for entry in entries]), _stack_options(options)])
+        rows, stacked = [entry[0] for entry in entries], _stack_options(options)
+        if is_too_long_repeated(rows):
+            merged.append([pad_rows_to_one_length(rows), {**stacked, LENGTHS_KEY: [row.shape[1] for row in rows]}])
+        else:
+            merged.append([repeat_rows_to_one_length(rows), stacked])
     return merged
 
 

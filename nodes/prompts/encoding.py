@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..host.types import Conditioning
+from ..host.padded_text import leave_out_padding
+from ..host.types import LENGTHS_KEY, Conditioning
 from ..story.markup import embedding_names
 from ..story.model import Story
 from ..story.place import name_some
@@ -15,6 +17,18 @@ from .subject_tokens import SUBJECTS_KEY, subject_positions
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP
+
+
+def with_words_around(story: Story, prefix: str, suffix: str) -> Story:
+    """`story` with the same words before and behind every panel's prompt, set off by commas."""
+
+    def joined(prompt: str) -> str:
+        parts = (" ".join(part.split()).strip(" ,") for part in (prefix, prompt, suffix))
+        return ", ".join(part for part in parts if part)
+
+    if not prefix.strip() and not suffix.strip():
+        return story
+    return replace(story, panels=tuple(replace(panel, prompt=joined(panel.prompt)) for panel in story.panels))
 
 
 def missing_embeddings(clip: CLIP, story: Story) -> str:
@@ -51,4 +65,7 @@ def encode_story(clip: CLIP, story: Story) -> tuple[Conditioning, Conditioning]:
     subjects = [subject_positions(clip.tokenize, panel.prompt, panel.subjects) for panel in story.panels]
     for _, options in positive:
         options[SUBJECTS_KEY] = subjects
-    return positive, repeat_rows(encode(story.negative), len(story.panels))
+    negative = repeat_rows(encode(story.negative), len(story.panels))
+    if any(LENGTHS_KEY in options for _, options in positive):
+        leave_out_padding(positive, negative)
+    return positive, negative

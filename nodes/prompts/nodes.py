@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 
 from ..host.notices import tell
 from ..story.socket import StoryType
-from .encoding import encode_story, missing_embeddings
+from .encoding import encode_story, missing_embeddings, with_words_around
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP
@@ -33,6 +33,25 @@ class StoryEncodePrompts(io.ComfyNode):
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder of the SD1.5 or SDXL checkpoint."),
                 StoryType.Input("story", tooltip="The story from Story Prompt Splitter."),
+                io.String.Input(
+                    "prefix",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    optional=True,
+                    default="",
+                    tooltip="Words in front of every panel's prompt, for what Conditioning (Concat) can't do: it joins "
+                    "two conditionings of equally many rows.",
+                    advanced=True,
+                ),
+                io.String.Input(
+                    "suffix",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    optional=True,
+                    default="",
+                    tooltip="Words behind every panel's prompt.",
+                    advanced=True,
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -46,9 +65,10 @@ class StoryEncodePrompts(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip: CLIP | None, story: Story) -> io.NodeOutput:
+    def execute(cls, clip: CLIP | None, story: Story, prefix: str = "", suffix: str = "") -> io.NodeOutput:
         if clip is None:
             raise ValueError("clip is None: this checkpoint holds no text encoder. Load one with Load CLIP.")
+        story = with_words_around(story, prefix, suffix)
         warning = missing_embeddings(clip, story)
         tell(cls.hidden, "Encode Story Prompts", warning, otherwise=f"{len(story.panels)} prompts")
         # For those who run it headless: the warning is in the job's history.

@@ -11,6 +11,7 @@ import torch
 from ..host.noise_level import STEP_KEY
 from ..host.patches import ChainedPatch, attention_patches, lost_places
 from ..host.rows import row_indices, rows_per_chunk
+from ..host.types import LENGTHS_KEY
 from ..host.unet import Place
 from .maps import MAPS_KEY, SubjectMaps
 
@@ -37,13 +38,14 @@ class CrossAttentionReader(ChainedPatch):
             naming = maps.naming.get(uuid)
             if naming is None:  # the negative, or a prompt that names nobody
                 continue
+            lengths = extra_options.get(LENGTHS_KEY, {}).get(uuid)
             for row, panel in enumerate(panels):
                 positions = {name: found for name, found in naming.positions[panel].items() if found}
                 if panel in maps.labelled and positions:
-                    attention = token_attention(
-                        q[chunk * len(panels) + row], k[chunk * len(panels) + row], extra_options["n_heads"]
-                    )
-                    attention = attention.unflatten(1, (-1, naming.length)).sum(1)  # repeats of one prompt
+                    queries, keys = q[chunk * len(panels) + row], k[chunk * len(panels) + row]
+                    attention = token_attention(queries, keys[: lengths and lengths[panel]], extra_options["n_heads"])
+                    if lengths is None:
+                        attention = attention.unflatten(1, (-1, naming.length)).sum(1)  # repeats of one prompt
                     found = {name: attention[:, at].mean(1).unflatten(0, size) for name, at in positions.items()}
                     maps.write(sigma, uuid, panel, found)
 

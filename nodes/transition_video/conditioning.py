@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..host.types import Conditioning
+from ..host.types import LENGTHS_KEY, Conditioning
+from ..prompts.batching import repeat_rows_to_one_length
 
 
 def conditioning_of_pair(conditioning: Conditioning, name: str, pair: int, pairs: int, frames: int) -> Conditioning:
@@ -37,10 +38,24 @@ def conditioning_of_pair(conditioning: Conditioning, name: str, pair: int, pairs
                 f"Connect a conditioning with one row for all of them, with {pairs} for the transitions, or with "
                 f"{pairs + 1} for the panels."
             )
+        if LENGTHS_KEY in options:
+            chosen.append(_entry_of_pair(states, options, rows, pair, pairs, frames))
+            continue
         if rows > 1:
             options = {key: _rows_of_pair(value, rows, pair, pairs, frames) for key, value in options.items()}
         chosen.append([_rows_of_pair(states, rows, pair, pairs, frames), options])
     return chosen
+
+
+def _entry_of_pair(states: Tensor, options: dict[str, Any], rows: int, pair: int, pairs: int, frames: int) -> list[Any]:
+    """The entry of a transition, out of rows that are padded with zeros: its own two are repeated to one length."""
+    lengths = options[LENGTHS_KEY]
+    needed = [pair] if rows == pairs else [pair, pair + 1]
+    texts = repeat_rows_to_one_length([states[row : row + 1, : lengths[row]] for row in needed])
+    rest = {key: value for key, value in options.items() if key not in (LENGTHS_KEY, "hooks")}
+    rest = {key: _rows_of_pair(value, rows, pair, pairs, frames) for key, value in rest.items()}
+    own = len(needed) - 1  # of these two rows alone there is one transition
+    return [_rows_of_pair(texts, len(needed), 0, max(own, 1), frames), rest]
 
 
 def _rows_of_pair(value: Any, rows: int, pair: int, pairs: int, frames: int) -> Any:

@@ -332,6 +332,19 @@ def test_current_step(sigma, start):
     assert current_step(sigma, schedule[::-1]).noise_level == noise_level_of(start)  # from picture to noise
 
 
+@pytest.mark.parametrize("steps", [20, 50, 500, 1000])
+@pytest.mark.parametrize("scheduler", ["normal", "karras", "ddim_uniform", "beta", "exponential"])
+def test_every_step_of_a_schedule_has_a_number_of_its_own(tiny_sd15, steps, scheduler):
+    sampling = tiny_sd15[0].get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler, steps).tolist()
+    starts = sorted(set(sigmas[:-1]))
+    assert len({current_step(sigma, sigmas).noise_level for sigma in starts}) == len(starts)
+    halves = [part for part in (sigmas[: steps // 2 + 1], sigmas[steps // 2 :]) if len(part) > 1]
+    for part in halves:
+        for sigma in part[:-1]:
+            assert current_step(sigma, part).noise_level == current_step(sigma, sigmas).noise_level
+
+
 def test_a_step_has_one_number_in_any_part_of_its_schedule():
     schedule = [14.0, 10.0, 5.0, 1.0, 0.0]
     for sigma in (10.0, 7.0, 5.0):

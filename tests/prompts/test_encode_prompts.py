@@ -7,7 +7,7 @@ import comfy.sample
 import pytest
 import safetensors.torch
 import torch
-from storydiffusion.nodes.prompts.batching import stack_conditioning, stack_rows
+from storydiffusion.nodes.prompts.batching import repeat_rows_to_one_length, stack_conditioning
 from storydiffusion.nodes.prompts.nodes import StoryEncodePrompts
 from storydiffusion.nodes.story.model import Panel, Story
 from storydiffusion.nodes.story.parser import parse_story
@@ -70,7 +70,7 @@ def test_each_panel_of_the_batch_equals_its_single_run(request, checkpoint):
 
 def test_stack_rows_repeats_to_the_least_common_multiple():
     rows = [torch.randn(1, 2, 4), torch.randn(1, 3, 4)]
-    stacked = stack_rows(rows)
+    stacked = repeat_rows_to_one_length(rows)
     assert stacked.shape == (2, 6, 4)
     assert torch.equal(stacked[0], rows[0][0].repeat(3, 1))
     assert torch.equal(stacked[1], rows[1][0].repeat(2, 1))
@@ -105,3 +105,14 @@ def test_embeddings_that_are_there_are_not_told(
     monkeypatch.setattr(clip.tokenizer.clip_l, "embedding_directory", [str(tmp_path)])
     asking = parse_story("[Bob] walks. He runs", "[Bob] embedding:bob_ti", split_by="line")
     assert StoryEncodePrompts.execute(clip, asking).ui is None
+
+
+def test_words_around_every_prompt(tiny_sd15: tuple[Any, Any, Any]) -> None:
+    clip = tiny_sd15[1]
+    around = StoryEncodePrompts.execute(clip, story(["a cat", "a dog,"]), prefix="night, ", suffix=" rain\nfog").result
+    written = encode(clip, ["night, a cat, rain fog", "night, a dog, rain fog"])
+    for ours, expected in zip(around, written, strict=True):
+        assert torch.equal(ours[0][0], expected[0][0])
+    assert torch.equal(
+        encode(clip, ["a cat"])[0][0][0], StoryEncodePrompts.execute(clip, story(["a cat"])).result[0][0][0]
+    )
