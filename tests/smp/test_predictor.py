@@ -9,6 +9,7 @@ import torch
 from storydiffusion.smp.config import SMPConfig
 from storydiffusion.smp.interpolation import interpolate_linear, interpolate_spherical
 from storydiffusion.smp.predictor import SemanticMotionPredictor
+from torch import nn
 from torch.nn import functional as F
 
 SMALL = SMPConfig(tokens=3, width=20, hidden=32, layers=2, heads=3, head_dim=4, max_frames=6)
@@ -92,6 +93,46 @@ def test_frames_see_their_time_and_tokens_their_slot() -> None:
     frames = predictor(still, still, 6)
     assert (frames[:, 1:] - frames[:, :-1]).abs().amax(dim=-1).min() > 1e-3
     assert (frames[:, :, 1:] - frames[:, :, :-1]).abs().amax(dim=-1).min() > 1e-3
+
+
+def as_torchs_transformer(predictor: SemanticMotionPredictor) -> nn.TransformerEncoder:
+    """torch's own pre-norm transformer with the predictor's weights; attention must be as wide as what is inside."""
+    config = predictor.config
+    layer = nn.TransformerEncoderLayer(
+        config.hidden,
+        config.heads,
+        4 * config.hidden,
+        dropout=0.0,
+        activation="gelu",
+        batch_first=True,
+        norm_first=True,
+    )
+    encoder = nn.TransformerEncoder(layer, config.layers, norm=predictor.norm_out, enable_nested_tensor=False)
+    for theirs, ours in zip(encoder.layers, predictor.layers, strict=True):
+        attention = ours.attn
+        weights = torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight])
+        theirs.self_attn.in_proj_weight.data = weights
+        theirs.self_attn.in_proj_bias.data.zero_()
+        theirs.self_attn.out_proj = attention.to_out
+        theirs.linear1, theirs.linear2 = ours.mlp[0], ours.mlp[2]
+        theirs.norm1, theirs.norm2 = ours.norm1, ours.norm2
+    return encoder.eval()
+
+
+@pytest.mark.parametrize("frames", [2, 6, 9])
+def test_motion_is_torchs_own_transformer_on_line_time_and_slot(frames: int) -> None:
+    config = dataclasses.replace(SMALL, hidden=12)
+    predictor = scrambled(config)
+    start, end = tokens(1), tokens(2)
+    time = torch.linspace(0, 1, frames)
+    # 32 waves, from half a period in the whole transition to half a period a frame of the longest trained one.
+    waves = torch.stack([torch.pi * time * (config.max_frames - 1) ** (number / 31) for number in range(32)], dim=1)
+    with torch.no_grad():
+        when = predictor.time_embedding(torch.cat([waves.sin(), waves.cos()], dim=1))
+        line = interpolate_linear(start, end, frames)
+        x = predictor.proj_in(line) + when[:, None] + predictor.token_embedding.weight
+        motion = predictor.proj_out(as_torchs_transformer(predictor)(x.flatten(1, 2)).view_as(x))
+        torch.testing.assert_close(predictor(start, end, frames), line + motion, atol=1e-4, rtol=1e-4)
 
 
 def test_it_learns_a_motion_that_interpolation_cannot_make() -> None:

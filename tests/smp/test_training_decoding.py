@@ -151,7 +151,8 @@ def test_the_loss_is_the_denoising_error_with_dropped_conditioning_blank(tmp_pat
     }
     with torch.no_grad():
         loss = stage(batch)
-        alphas = stage.denoiser.scheduler.alphas_cumprod[batch["timesteps"]][:, None, None, None, None]
+        betas = torch.linspace(0.00085, 0.012, 1000)  # AnimateDiff's: straight from SD1.5's first to its last
+        alphas = (1 - betas).cumprod(0)[batch["timesteps"]][:, None, None, None, None]
         noisy = alphas.sqrt() * batch["latents"] + (1 - alphas).sqrt() * batch["noise"]
         tokens = stage.motion.transition(batch["tokens"][:, 0], batch["tokens"][:, -1], FRAMES)
         nothing = stage.motion.project(torch.zeros(FRAMES, 1, EMBED_WIDTH))
@@ -165,6 +166,25 @@ def test_the_loss_is_the_denoising_error_with_dropped_conditioning_blank(tmp_pat
     velocity = alphas.sqrt() * batch["noise"] - (1 - alphas).sqrt() * batch["latents"]
     with torch.no_grad():
         torch.testing.assert_close(stage(batch), (error + batch["noise"] - velocity).square().mean(dim=(1, 2, 3, 4)))
+
+
+def test_clips_of_a_batch_are_denoised_as_each_alone(tmp_path: Path) -> None:
+    stage = make_stage(decoding_config(tmp_path / "run"))
+    with torch.no_grad():
+        for parameter in stage.denoiser.added_kv.parameters():
+            parameter.normal_(std=0.3, generator=generator_at(0, 0))
+    numbers = (0, 1, 2)
+    drawn = [clips()[number] | stage.draw(clips()[number], generator_at(0, number)) for number in numbers]
+    kept = {"drop_motion": torch.tensor(False), "drop_text": torch.tensor(False)}
+    drawn = [clip | kept | {"timesteps": torch.tensor(200 + 300 * number)} for number, clip in enumerate(drawn)]
+    with torch.no_grad():
+        together = stage.errors(stack(drawn))
+        alone = [stage.errors(stack([clip])) for clip in drawn]
+        other = {**drawn[0], "text": drawn[1]["text"]}, {**drawn[0], "tokens": drawn[1]["tokens"]}
+        mixed = [stage.errors(stack([clip]))["denoising"] for clip in other]
+    for name, errors in together.items():
+        torch.testing.assert_close(errors, torch.cat([error[name] for error in alone]))
+    assert all((error - alone[0]["denoising"]).abs() > 1e-3 * error for error in mixed)  # a mix-up would be seen
 
 
 @pytest.mark.slow
@@ -281,6 +301,20 @@ def test_the_host_computes_with_the_trained_files_what_training_computed(
         call = calls[0]
         predicted = stage.denoiser.predict(call.x[None], call.timesteps[:1], call.context[:1], expected)[0]
         assert relative_error(call.output, predicted) <= 1e-4
+
+        model, calls = record_unet_calls(guided)
+        sample_video(model, FRAMES, cfg=3.0)  # two clips in a call: the prompt's, and the empty one's
+        both = calls[0]
+        assert both.chunks == 2
+        assert relative_error(both.context[0], both.context[FRAMES]) > 0.1
+        motions = torch.cat([expected, stage.blank().expand_as(expected)])
+        if not torch.allclose(both.context[0], call.context[0]):  # the host puts either first
+            motions = motions.flip(0)
+        rows = both.x.unflatten(0, (2, FRAMES)), both.timesteps[::FRAMES], both.context[::FRAMES]
+        together = stage.denoiser.predict(*rows, motions)
+        assert relative_error(both.output, together.flatten(0, 1)) <= 1e-4
+        assert relative_error(both.output, stage.denoiser.predict(*rows, motions.flip(0)).flatten(0, 1)) > 1e-2
+
         plain, calls = record_unet_calls(animated)
         sample_video(plain, FRAMES, cfg=1.0)
         assert relative_error(calls[0].output, predicted) > 1e-2  # the SMP does matter here
