@@ -21,7 +21,7 @@ from storydiffusion.devtools.tiny.clips import FRAMES, curved_clips, tiny_config
 from storydiffusion.smp.atomic import atomic_write
 from storydiffusion.smp.checkpoint import load_checkpoint
 from storydiffusion.smp.training.config import TrainConfig, load_config, require_same_run
-from storydiffusion.smp.training.data.clips import Clip, ClipsInMemory, DrawnClips, spread
+from storydiffusion.smp.training.data.clips import Clip, ClipsInMemory, DrawnClips, generator_at, spread, stack
 from storydiffusion.smp.training.data.order import ClipOrder, ProcessBatches, Share
 from storydiffusion.smp.training.data.shards import EncodedClips, ShardReader
 from storydiffusion.smp.training.run.average import Average
@@ -243,6 +243,33 @@ def read_all(url: str, cache: Path, started: Barrier) -> None:
     assert [len(remote[number]["tokens"]) for number in range(7)] == [FRAMES] * 7
 
 
+def test_a_forked_process_opens_the_shards_anew(prepared: TrainConfig, tmp_path: Path) -> None:
+    """An open file's place is shared after a fork: one process would read where another has gone."""
+    clips = EncodedClips(prepared.data, ("tokens",), frames=FRAMES)
+    old = clips[0]["tokens"]
+    write_clips(tmp_path / "others", curved_clips(7, seed=1), prepared, shard_size=3)
+    (tmp_path / "others" / "000000.tar").replace(Path(prepared.data) / "000000.tar")
+    new = EncodedClips(prepared.data, ("tokens",), frames=FRAMES)[0]["tokens"]
+    context = multiprocessing.get_context("fork")
+    answer = context.SimpleQueue()
+    process = context.Process(target=lambda: answer.put(clips[0]["tokens"].tolist()))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert answer.get() == new.tolist() != old.tolist()
+    assert torch.equal(clips[0]["tokens"], old)  # while this process goes on with what it had opened
+
+
+def test_reading_processes_change_nothing(prepared: TrainConfig, quiet: None) -> None:
+    runs = [replace(prepared, out=f"{prepared.out}-{workers}", workers=workers) for workers in (0, 2)]
+    for config in runs:
+        stage, clips, _ = build(config)
+        assert clips[3].keys() == {"tokens"}  # a shard is open when the reading processes start
+        train(config, stage, clips)
+    assert events(runs[0], "loss") == events(runs[1], "loss")
+    assert len(set(events(runs[0], "loss").values())) == runs[0].iterations
+
+
 @pytest.mark.slow
 def test_processes_that_read_the_same_shards_download_each_once(prepared: TrainConfig, tmp_path: Path) -> None:
     asked: list[str] = []
@@ -313,18 +340,22 @@ def semantic(config: TrainConfig) -> SemanticStage:
 
 
 @pytest.mark.slow
-def test_the_semantic_stage_learns_the_bow_that_a_line_misses(tmp_path: Path, quiet: None) -> None:
-    config = tiny_config(tmp_path / "run", iterations=120, global_batch=16, micro_batch=16, validate_every=60)
+@pytest.mark.parametrize("seed", [0, 1, 5])
+def test_the_semantic_stage_learns_the_bow_that_a_line_misses(tmp_path: Path, quiet: None, seed: int) -> None:
+    wide = {"hidden": 32, "layers": 1, "heads": 2, "head_dim": 16}
+    size = {"iterations": 240, "global_batch": 16, "micro_batch": 16, "validate_every": 120}
+    config = tiny_config(tmp_path / "run", seed=seed, predictor=wide, **size)
     stage = semantic(config)
     frozen = {name: value.clone() for name, value in stage.added_kv.state_dict().items()}
     blank = {"tokens": torch.zeros(1, 8)}
-    train(config, stage, ClipsInMemory(curved_clips(2400), blank), ClipsInMemory(curved_clips(16, seed=9), blank))
+    held_out = ClipsInMemory(curved_clips(16, seed=100 + seed), blank)
+    train(config, stage, ClipsInMemory(curved_clips(3840, seed=seed), blank), held_out)
     loss, linear = events(config, "validation/loss"), events(config, "validation/linear")
-    assert list(loss) == [60, 120]
-    assert linear[60] == linear[120] > 0
-    assert loss[120] < loss[60] < linear[60]
-    assert loss[120] < 0.5 * linear[120]  # on clips never trained on
-    assert events(config, "loss")[1] > 1.5 * events(config, "loss")[120]
+    assert list(loss) == [120, 240]
+    assert linear[120] == linear[240] > 0
+    assert loss[240] < loss[120] < linear[120]
+    assert loss[240] < 0.5 * linear[240]  # on clips never trained on; untrained it is the line
+    assert events(config, "loss")[1] > 1.5 * events(config, "loss")[240]
     assert sorted(set(events(config, "lr").values())) == pytest.approx([0.005, 0.01])
     assert all(speed > 0 for speed in events(config, "clips_per_second").values())
     assert len(list((tmp_path / "run" / "previews").rglob("*.png"))) == 4  # two clips, twice
@@ -377,6 +408,29 @@ def test_accumulated_batches_are_one_batch(tmp_path: Path, quiet: None) -> None:
     for config in (whole, parts):
         train(config, semantic(config), clips)
     assert [*events(parts, "loss").values()] == pytest.approx([*events(whole, "loss").values()], rel=1e-5)
+
+
+@pytest.mark.parametrize("clip_norm", [1e-8, 100.0])
+def test_a_step_is_adamws_with_decay_on_the_clipped_gradient(tmp_path: Path, quiet: None, clip_norm: float) -> None:
+    rate, decay = 1e-2, 0.3
+    options = {"iterations": 1, "warmup": 0, "micro_batch": 2, "learning_rate": rate, "weight_decay": decay}
+    config, clips = tiny_config(tmp_path / "run", clip_norm=clip_norm, **options), curved_clips(4)
+    stage = semantic(config)
+    with torch.no_grad():  # all of it must move, the layers before an output of zero too
+        for number, parameter in enumerate(stage.trained().values()):
+            parameter.add_(torch.randn(parameter.shape, generator=generator_at(0, number)) / 5)
+    before = {name: value.detach().clone().requires_grad_() for name, value in stage.trained().items()}
+    true = stack(clips)["tokens"]
+    loss = (torch.func.functional_call(stage, before, ({"tokens": true},))).mean()  # of the batch in one
+    gradients = dict(zip(before, torch.autograd.grad(loss, [*before.values()]), strict=True))
+    norm = torch.cat([gradient.flatten() for gradient in gradients.values()]).norm()
+    assert 1e-3 < norm < 100
+    train(config, stage, ClipsInMemory(clips, {}))
+    for name, parameter in stage.trained().items():
+        gradient = gradients[name] * min(1.0, clip_norm / norm.item())
+        # At the first step both of Adam's means are the gradient's own, so its length matters beside epsilon alone.
+        moved = before[name] * (1 - rate * decay) - rate * gradient / (gradient.abs() + 1e-8)
+        torch.testing.assert_close(parameter, moved, rtol=1e-4, atol=2e-5, msg=name)
 
 
 def test_only_so_many_checkpoints_are_kept(tmp_path: Path, quiet: None) -> None:
