@@ -364,6 +364,21 @@ def test_the_semantic_stage_learns_the_bow_that_a_line_misses(tmp_path: Path, qu
     assert all(torch.equal(saved.added_kv[name], value) for name, value in frozen.items())
 
 
+def test_the_semantic_loss_is_equation_7_for_each_clip(tmp_path: Path) -> None:
+    stage = semantic(tiny_config(tmp_path / "run"))
+    torch.nn.init.normal_(stage.motion.predictor.proj_out.weight, generator=generator_at(0, 0))
+    tokens = stack(curved_clips(3))["tokens"]
+    with torch.no_grad():
+        loss, numbers = stage({"tokens": tokens}), stage.validate({"tokens": tokens})
+        predicted = [stage.motion.predictor(clip[:1], clip[-1:], FRAMES)[0] for clip in tokens]
+    expected = [(mine - true).square().mean() for mine, true in zip(predicted, tokens, strict=True)]
+    torch.testing.assert_close(loss, torch.stack(expected))
+    torch.testing.assert_close(numbers["loss"], torch.stack(expected))
+    times = torch.linspace(0, 1, FRAMES)[:, None, None]
+    line = tokens[:, :1] * (1 - times) + tokens[:, -1:] * times
+    torch.testing.assert_close(numbers["linear"], (line - tokens).square().mean(dim=(1, 2, 3)))
+
+
 def test_validation_looks_at_the_same_clips_spread_over_the_set(tmp_path: Path, quiet: None) -> None:
     assert spread(3, 10) == [1, 5, 8]
     assert spread(1, 3) == [1]
