@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,11 +30,25 @@ def test_resumed_run_equals_unbroken_run(tmp_path: Path) -> None:
 
 
 def test_two_parts_make_one_gradient() -> None:
-    """Parts share their weights, and an update moves those of all."""
-    trainer = Trainer(CONFIG, CPU)
-    trainer.advance()
-    for first, second in zip(*(unet.parameters() for unet in trainer.unets), strict=True):
-        assert first.data_ptr() == second.data_ptr()
+    """A step is the one that a single network takes on the mean of both parts' losses."""
+    single = Trainer(replace(CONFIG, batch=CONFIG.batch // 2, parts=1), CPU)
+    single.unets *= 2  # both backward passes add to one network's gradient
+    losses = [single._backward(part) for part in range(2)]
+    for parameter in single.parameters:
+        parameter.grad /= 2
+    torch.nn.utils.clip_grad_norm_(single.parameters, 1.0)
+
+    trainer, stepped = Trainer(CONFIG, CPU), []
+    before = [parameter.detach().clone() for parameter in trainer.parameters]
+    trainer.optimizer.register_step_pre_hook(
+        lambda *_: stepped.extend(parameter.grad.clone() for parameter in trainer.parameters)
+    )
+    assert trainer.advance() == pytest.approx(sum(losses) / 2, rel=1e-5)
+    for own, parameter in zip(stepped, single.parameters, strict=True):
+        torch.testing.assert_close(own, parameter.grad, rtol=1e-3, atol=1e-6)
+    first, second = (list(unet.parameters()) for unet in trainer.unets)
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))  # and it moves both networks
+    assert any(not torch.equal(one, old) for one, old in zip(first, before, strict=True))
 
 
 @pytest.mark.slow

@@ -31,13 +31,25 @@ def test_every_anchor_releases_ends_last() -> None:
     assert ANCHORS["release late"][0] < 1 == ANCHORS["hold"][0] == ANCHORS["hold, soft neighbours"][0]
 
 
-def test_held_frames_have_the_latents_of_the_panel_at_their_end() -> None:
+@pytest.mark.parametrize(
+    ("frames", "levels"),
+    [
+        (2, [1, 2]),
+        (3, [1, 0, 2]),
+        (4, [1, 1, 2, 2]),
+        (5, [1, 1, 0, 2, 2]),
+        (6, [1, 1, 1, 2, 2, 2]),
+        (7, [1, 1, 1, 0, 2, 2, 2]),
+        (8, [1, 1, 1, 0, 0, 2, 2, 2]),
+    ],
+)
+def test_held_frames_have_the_latents_of_the_panel_at_their_end(frames: int, levels: list[int]) -> None:
     first, last = torch.full((4, 2, 3), 1.0), torch.full((4, 2, 3), 2.0)
-    latents = held_latents(first, last, hold_parts(7, RAMP))
-    assert latents.shape == (7, 4, 2, 3)
-    assert latents.amax(dim=(1, 2, 3)).tolist() == [1, 1, 1, 0, 2, 2, 2]
+    latents = held_latents(first, last, hold_parts(frames, RAMP))
+    assert latents.shape == (frames, 4, 2, 3)
+    assert latents.amax(dim=(1, 2, 3)).tolist() == levels
     assert torch.equal(latents.amax(dim=(1, 2, 3)), latents.amin(dim=(1, 2, 3)))
-    assert not held_latents(first, last, hold_parts(7, ())).any()
+    assert not held_latents(first, last, hold_parts(frames, ())).any()
 
 
 def test_frames_are_freed_when_the_noise_falls_below_their_level() -> None:
