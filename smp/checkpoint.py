@@ -8,19 +8,30 @@ Metadata: `format` = "storydiffusion-smp", `format_version`, and `config`, the `
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .atomic import atomic_write
-from .config import SMPModelConfig
+from .config import CrossAttentionSite, ProjectionConfig, ResamplerConfig, SMPConfig, SMPModelConfig
 from .injection import AddedKV
 from .model import SemanticMotion, SMPWeights
 
 FORMAT = "storydiffusion-smp"
 FORMAT_VERSION = 1
+LARGEST_SIZE = 2**20
+"""Of any number in a config. None comes near it, and products of three such numbers still have a size in bytes."""
+
+_PLAIN_TYPES: dict[str, tuple[type, str]] = {
+    "str": (str, "a text"),
+    "bool": (bool, "true or false"),
+    "int": (int, "a whole number"),
+}
+_PARTS = {"predictor": SMPConfig, "resampler": ResamplerConfig, "projection": ProjectionConfig}
 
 
 def save_checkpoint(path: Path, motion: SemanticMotion, added_kv: AddedKV) -> None:
@@ -56,6 +67,7 @@ def load_checkpoint(path: Path) -> SMPWeights:
         with safe_open(path, framework="pt") as file:
             config = _read_config(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        _require_layers(config, len(tensors))
         return SMPWeights(config, **_split(tensors))
     except SafetensorError as error:
         raise ValueError(f"{path.name} is not a readable safetensors file: {error}.") from error
@@ -71,12 +83,58 @@ def _read_config(metadata: dict[str, str]) -> SMPModelConfig:
         raise ValueError(f"Its format version is {version!r}; this pack reads version {FORMAT_VERSION}.")
     try:
         data = json.loads(metadata["config"])
-    except (KeyError, json.JSONDecodeError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"Its metadata has no readable config: {error!r}.") from error
+    _require_types(SMPModelConfig, data)
     config = SMPModelConfig.from_dict(data)
     if config.predictor is None:
         raise ValueError("Its config has no predictor.")
     return config
+
+
+def _require_types(owner: type, data: Any) -> None:
+    """Raise ValueError, naming the entry, for one of `data` that has no value of the kind that `owner` declares."""
+    if not isinstance(data, dict):
+        raise ValueError(f"Its config has {_shown(data)} where the entries of {owner.__name__} should be.")
+    for field in fields(owner):
+        if str(field.type) not in _PLAIN_TYPES or field.name not in data:
+            continue
+        kind, in_words = _PLAIN_TYPES[str(field.type)]
+        value = data[field.name]
+        what = f"{owner.__name__}.{field.name}"
+        if type(data[field.name]) is not kind:  # a bool is an int to isinstance
+            raise ValueError(f"Its config says {what} is {_shown(value)}; it must be {in_words}.")
+        least = 0 if field.name in ("number", "index") else 1
+        if kind is int and not least <= value <= LARGEST_SIZE:
+            raise ValueError(
+                f"Its config says {what} is {_shown(value)}; it must lie between {least} and {LARGEST_SIZE}."
+            )
+    if owner is SMPModelConfig:
+        _require_types_of_parts(data)
+
+
+def _require_types_of_parts(data: dict[str, Any]) -> None:
+    for name, part in _PARTS.items():
+        if data.get(name) is not None:
+            _require_types(part, data[name])
+    sites = data.get("sites", [])
+    if not isinstance(sites, list):
+        raise ValueError(f"Its config has {_shown(sites)} where the list of sites should be.")
+    for site in sites:
+        _require_types(CrossAttentionSite, site)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def _require_layers(config: SMPModelConfig, tensors: int) -> None:
+    """ValueError for more layers than a file of that many tensors can have: they would be built before it shows."""
+    depth = config.resampler.depth if config.resampler else 0
+    layers = depth + (config.predictor.layers if config.predictor else 0)
+    if layers > tensors:
+        raise ValueError(f"Its config has {layers} layers, but the file holds no more than {tensors} tensors.")
 
 
 def _split(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

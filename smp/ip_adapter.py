@@ -11,12 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .config import SD15_SITES, CrossAttentionSite, Interpolation, ProjectionConfig, ResamplerConfig, SMPModelConfig
 from .model import SMPWeights
 
 HEAD_DIM = 64  # of the Plus resampler; the one size that its weights do not show
+LARGEST_SIZE = 2**20
+"""Of any dimension that a config is read from; a weight of a damaged file may claim more than torch can count."""
 
 
 def load_ip_adapter(
@@ -71,8 +74,26 @@ def load_ip_adapter(
 def _section(file: Mapping[str, Any], name: str) -> dict[str, Tensor]:
     nested = file.get(name)
     if isinstance(nested, Mapping):
-        return dict(nested)
-    return {key.removeprefix(f"{name}."): tensor for key, tensor in file.items() if key.startswith(f"{name}.")}
+        return {key: tensor for key, tensor in nested.items() if isinstance(key, str) and isinstance(tensor, Tensor)}
+    return {
+        key.removeprefix(f"{name}."): tensor
+        for key, tensor in file.items()
+        if isinstance(key, str) and key.startswith(f"{name}.") and isinstance(tensor, Tensor)
+    }
+
+
+def _sizes(tensors: Mapping[str, Tensor], name: str, rank: int) -> tuple[int, ...]:
+    """The shape of a weight from which sizes are read; ValueError if it can't be one of `rank` dimensions."""
+    tensor, shape = tensors[name], tuple(tensors[name].shape)
+    if len(shape) != rank or not all(1 <= size <= LARGEST_SIZE for size in shape):
+        raise ValueError(
+            f"This IP-Adapter file is damaged: {name} has the shape {shape}; it must have {rank} dimensions, each from "
+            f"1 to {LARGEST_SIZE}."
+        )
+    # A pickled tensor can be of any size over a single number.
+    if tensor.layout != torch.strided or tensor.untyped_storage().nbytes() < tensor.nbytes:
+        raise ValueError(f"This IP-Adapter file is damaged: {name} says {shape}, but doesn't hold as many numbers.")
+    return shape
 
 
 def _added_kv(
@@ -81,10 +102,11 @@ def _added_kv(
     extra = sorted({key.partition(".")[2] for key in ip_adapter} - {"to_k_ip.weight", "to_v_ip.weight"})
     if extra:
         raise ValueError(f"This is a FaceID kind of IP-Adapter (it holds {extra}); use ip-adapter_sd15 or -plus_sd15.")
-    numbers = sorted({int(key.split(".")[0]) for key in ip_adapter})
-    if numbers != list(range(1, 2 * len(sites), 2)):
+    numbers = [str(number) for number in range(1, 2 * len(sites), 2)]
+    found = {key.partition(".")[0] for key in ip_adapter}
+    if found != set(numbers):
         raise ValueError(
-            f"This IP-Adapter has projections for {len(numbers)} cross-attentions, SD1.5 has {len(sites)}; "
+            f"This IP-Adapter has projections for {len(found)} cross-attentions, SD1.5 has {len(sites)}; "
             "an SDXL file has 70. Use an IP-Adapter made for SD1.5."
         )
     tensors, numbered = {}, []
@@ -94,7 +116,7 @@ def _added_kv(
             if key not in ip_adapter:
                 raise ValueError(f"This IP-Adapter file is incomplete: ip_adapter.{key} is missing.")
             tensors[f"blocks.{position}.to_{part}.weight"] = ip_adapter[key]
-        numbered.append(replace(site, channels=ip_adapter[f"{number}.to_k_ip.weight"].shape[0]))
+        numbered.append(replace(site, channels=_sizes(ip_adapter, f"{number}.to_k_ip.weight", 2)[0]))
     return tensors, tuple(numbered)
 
 
@@ -105,8 +127,8 @@ def _projection_config(image_proj: dict[str, Tensor]) -> ProjectionConfig:
             f"This IP-Adapter is of a kind ({kind}) that reads something else than a ViT image embedding or "
             "hidden states; use ip-adapter_sd15 or ip-adapter-plus_sd15."
         )
-    channels, embed_width = image_proj["proj.weight"].shape
-    width = image_proj["norm.weight"].shape[0]
+    channels, embed_width = _sizes(image_proj, "proj.weight", 2)
+    (width,) = _sizes(image_proj, "norm.weight", 1)
     return ProjectionConfig(embed_width=embed_width, tokens=channels // width, width=width)
 
 
@@ -115,14 +137,14 @@ def _resampler_config(image_proj: dict[str, Tensor]) -> ResamplerConfig:
     missing = [name for name in needed if name not in image_proj]
     if missing:
         raise ValueError(f"This IP-Adapter Plus file is incomplete: image_proj lacks {missing}.")
-    hidden = image_proj["proj_in.weight"].shape[0]
+    hidden, encoder_width = _sizes(image_proj, "proj_in.weight", 2)
     return ResamplerConfig(
-        encoder_width=image_proj["proj_in.weight"].shape[1],
+        encoder_width=encoder_width,
         hidden=hidden,
-        queries=image_proj["latents"].shape[1],
-        width=image_proj["proj_out.weight"].shape[0],
-        depth=1 + max(int(name.split(".")[1]) for name in image_proj if name.startswith("layers.")),
-        heads=image_proj["layers.0.0.to_q.weight"].shape[0] // HEAD_DIM,
+        queries=_sizes(image_proj, "latents", 3)[1],
+        width=_sizes(image_proj, "proj_out.weight", 2)[0],
+        depth=len({name.split(".")[1] for name in image_proj if name.startswith("layers.")}),
+        heads=_sizes(image_proj, "layers.0.0.to_q.weight", 2)[0] // HEAD_DIM,
         head_dim=HEAD_DIM,
-        ff_mult=image_proj["layers.0.1.1.weight"].shape[0] // hidden,
+        ff_mult=_sizes(image_proj, "layers.0.1.1.weight", 2)[0] // hidden,
     )

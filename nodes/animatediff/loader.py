@@ -44,6 +44,8 @@ OTHER_KINDS = (
     ("model.diffusion_model.", "a whole checkpoint (use Load Checkpoint)"),
 )
 PIA_INPUT_CHANNELS = 9
+MOST_IN_A_ROW = 16
+"""Levels of a side, and motion modules of a level: SD1.5 has 4 and 3, and many more would take minutes to build."""
 
 _MOTION_KEY = re.compile(r"^(?:module\.)?((?:down_blocks|up_blocks)\.\d+|mid_block)\.motion_modules\.(\d+)\.(.+)$")
 # diffusers' MotionAdapter names the parts of a transformer block as an image transformer's.
@@ -70,8 +72,10 @@ def load_motion_module(path: str, disable_dynamic: bool = False) -> ModelPatcher
     dtype = comfy.model_management.unet_dtype(
         model_params=comfy.utils.calculate_parameters(weights), weight_dtype=comfy.utils.weight_dtype(weights)
     )
+    config = read_config(weights, name)
+    _require_shapes(config, weights, name)
     model = MotionModule(
-        read_config(weights, name),
+        config,
         name,
         operations=comfy.ops.manual_cast,
         device=comfy.model_management.unet_offload_device(),
@@ -89,17 +93,16 @@ def motion_weights(content: Mapping[str, Any], name: str) -> Weights:
     Accepts AnimateDiff's names and those of diffusers' MotionAdapter; weights outside the motion modules are left
     out (some files carry the UNet they were trained with). `name` is the file's, for messages.
     """
-    tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
     refuse_other_kinds(tensors, name)
     weights: Weights = {}
     for key, tensor in tensors.items():
         if match := _MOTION_KEY.match(key):
             level, index, part = match.groups()
             for new_part in _own_names(part):
-                if new_part.endswith("pos_encoder.weight"):
-                    weights[f"{level}.motion_modules.{index}.{new_part}"] = tensor.reshape(tensor.shape[-2:])
-                else:
-                    weights[f"{level}.motion_modules.{index}.{new_part}"] = tensor
+                if new_part.endswith("pos_encoder.weight") and tensor.shape[-2:].numel() == tensor.numel():
+                    tensor = tensor.reshape(tensor.shape[-2:])
+                weights[f"{level}.motion_modules.{index}.{new_part}"] = tensor
     ignored = sum(not _MOTION_KEY.match(key) for key in tensors)
     if ignored:
         logging.warning(f"{name}: {ignored} weights don't belong to its motion modules and are not loaded.")
@@ -131,7 +134,8 @@ def refuse_other_kinds(tensors: Mapping[str, torch.Tensor], name: str) -> None:
 
 
 def _input_channels(tensors: Mapping[str, torch.Tensor]) -> int | None:
-    return tensors["conv_in.weight"].shape[1] if "conv_in.weight" in tensors else None
+    shape = tensors["conv_in.weight"].shape if "conv_in.weight" in tensors else ()
+    return shape[1] if len(shape) == 4 else None
 
 
 def _refusal(name: str, kind: str) -> ValueError:
@@ -140,7 +144,11 @@ def _refusal(name: str, kind: str) -> ValueError:
 
 def read_config(weights: Weights, name: str) -> MotionModuleConfig:
     """Return the sizes of the motion module whose `weights` are given; ValueError for v1 and other families."""
-    lengths = {tensor.shape[0] for key, tensor in weights.items() if key.endswith("pos_encoder.weight")}
+    encodings = {key: tuple(tensor.shape) for key, tensor in weights.items() if key.endswith("pos_encoder.weight")}
+    for key, shape in encodings.items():
+        if len(shape) != 2 or 0 in shape:
+            raise _damaged(name, f"{key} has the shape {shape}, not frames and channels")
+    lengths = {frames for frames, _ in encodings.values()}
     if not lengths:
         raise _refusal(name, "an AnimateLCM motion module: it has no positional encoding")
     if lengths == {V1_MAX_FRAMES}:
@@ -164,20 +172,24 @@ def read_config(weights: Weights, name: str) -> MotionModuleConfig:
 
 
 def _level_channels(weights: Weights, side: str, name: str) -> tuple[tuple[int, ...], ...]:
-    levels = _numbers(weights, rf"{side}\.(\d+)\.")
+    levels = _numbers(weights, rf"{side}\.(\d{{1,9}})\.")
+    if len(levels) > MOST_IN_A_ROW:
+        raise _damaged(name, f"it has {len(levels)} {side}, at most {MOST_IN_A_ROW} are read")
     if levels != set(range(len(levels))):
         raise _damaged(name, f"it has {side} {sorted(levels)}, with gaps")
     return tuple(_channels(weights, f"{side}.{level}", name) for level in range(len(levels)))
 
 
 def _channels(weights: Weights, level: str, name: str) -> tuple[int, ...]:
-    indices = _numbers(weights, rf"{re.escape(level)}\.motion_modules\.(\d+)\.")
+    indices = _numbers(weights, rf"{re.escape(level)}\.motion_modules\.(\d{{1,9}})\.")
+    if len(indices) > MOST_IN_A_ROW:
+        raise _damaged(name, f"{level} has {len(indices)} motion modules, at most {MOST_IN_A_ROW} are read")
     norms = [weights.get(f"{level}.motion_modules.{index}.norm.weight") for index in range(len(indices))]
-    channels = tuple(norm.shape[0] for norm in norms if norm is not None)
+    channels = tuple(norm.numel() for norm in norms if norm is not None)
     if len(channels) != len(indices):
         raise _damaged(name, f"a motion module of {level} lacks its norm.weight")
     for width in channels:
-        if width % NORM_GROUPS or width % NUM_HEADS:
+        if not width or width % NORM_GROUPS or width % NUM_HEADS:
             raise _damaged(name, f"{level} has {width} channels, which is no multiple of {NORM_GROUPS}")
     return channels
 
@@ -185,6 +197,28 @@ def _channels(weights: Weights, level: str, name: str) -> tuple[int, ...]:
 def _numbers(weights: Weights, pattern: str) -> set[int]:
     matches = (re.match(pattern, key) for key in weights)
     return {int(match.group(1)) for match in matches if match}
+
+
+def _require_shapes(config: MotionModuleConfig, weights: Weights, name: str) -> None:
+    """Raise ValueError for a weight that is missing or has another shape, before memory is taken for all of them."""
+    try:
+        module = MotionModule(config, name, operations=comfy.ops.disable_weight_init, device="meta")
+    except RuntimeError as error:  # a size beyond what torch can count
+        raise _damaged(name, str(error)) from error
+    expected = {key: tensor.shape for key, tensor in module.state_dict().items()}
+    missing = sorted(expected.keys() - weights.keys())
+    if missing:
+        raise _damaged(name, f"{len(missing)} missing weights: {', '.join(missing[:3])}")
+    for key, shape in expected.items():
+        if weights[key].shape != shape:
+            raise _damaged(name, f"size mismatch for {key}: {tuple(weights[key].shape)}, not {tuple(shape)}")
+        if not _is_whole(weights[key]):
+            raise _damaged(name, f"{key} says {tuple(shape)}, but the file doesn't hold as many numbers")
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    """Whether every number of the tensor is there: a pickled one can be of any size over a single number."""
+    return tensor.layout == torch.strided and tensor.untyped_storage().nbytes() >= tensor.nbytes
 
 
 def _damaged(name: str, what: str) -> ValueError:

@@ -45,9 +45,14 @@ def join_clips(clips: Sequence[Tensor]) -> Tensor:
     """Return the clips as one, each shared boundary frame once; see `write_clips`.
 
     Raises:
-        ValueError: no clip; clips of different sizes; among several, a clip too short to have two ends.
+        ValueError: no clip; one of another shape; clips of different sizes; among several, a clip too short to have two
+            ends.
     """
     for number, clip in enumerate(clips, 1):
+        if clip.ndim != 4:
+            raise ValueError(
+                f"Clip {number} has the shape {tuple(clip.shape)}; it must be [frames, height, width, channels]."
+            )
         if clip.shape[1:] != clips[0].shape[1:]:
             raise ValueError(
                 f"Clip {number} is {describe(clip)}, but clip 1 is {describe(clips[0])}: clips can only be joined if "

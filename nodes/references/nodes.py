@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..story.socket import StoryType
 from .panels import DEFAULT_WEIGHT, GREATEST_WEIGHT, LEAST_WEIGHT, add_reference_panels, read_references
-from .rows import add_reference_rows, require_a_row_each
+from .rows import add_reference_rows, require_a_row_each, require_pictures
 
 if TYPE_CHECKING:
     import torch
@@ -89,6 +89,7 @@ class StoryAddReferencePanels(io.ComfyNode):
         weight: float = DEFAULT_WEIGHT,
     ) -> io.NodeOutput:
         require_a_row_each(story, latent)
+        require_pictures(images)
         pictures = read_references(references, characters, images.shape[0], weight)
         story = add_reference_panels(story, pictures)
         encoded = vae.encode(images[..., :3])

@@ -16,6 +16,12 @@ def require_a_row_each(story: Story, latent: Latent) -> None:
         raise ValueError(f"The story has {panels} panels, but the latent batch has {rows}. {CONNECT_PANEL_COUNT}")
 
 
+def require_pictures(images: torch.Tensor) -> None:
+    """ValueError unless `images` are pictures, [N, H, W, 3 or more]."""
+    if images.ndim != 4 or images.shape[-1] < 3 or 0 in images.shape:
+        raise ValueError(f"images has the shape {tuple(images.shape)}; it must be [pictures, height, width, 3].")
+
+
 def add_reference_rows(latent: Latent, references: torch.Tensor) -> Latent:
     """Put encoded pictures (R, C, H, W) in front of the rows of `latent`.
 
@@ -23,9 +29,15 @@ def add_reference_rows(latent: Latent, references: torch.Tensor) -> Latent:
     mask). Panels begin from the noise they would have without references: `batch_index` numbers them from 0 as before.
 
     Raises:
-        ValueError: if the references are of another size than the latent.
+        ValueError: if the references are of another size than the latent, or the latent's own entries don't fit it.
     """
     samples = latent["samples"]
+    for what, tensor in (("latent", samples), ("vae", references)):
+        if tensor.ndim != 4:
+            raise ValueError(
+                f"{what} gives a batch of the shape {tuple(tensor.shape)}; it must be [panels, channels, height, "
+                f"width]: one picture for each panel, no video."
+            )
     if references.shape[2:] != samples.shape[2:]:
         (height, width), (own_height, own_width) = samples.shape[2:], references.shape[2:]
         raise ValueError(
@@ -42,6 +54,8 @@ def add_reference_rows(latent: Latent, references: torch.Tensor) -> Latent:
         samples = samples.new_zeros(samples.shape[0], *references.shape[1:])
     count, panels = references.shape[0], samples.shape[0]
     numbers = list(latent.get("batch_index", range(panels)))
+    if len(numbers) != panels:
+        raise ValueError(f"The latent's batch_index numbers {len(numbers)} rows, but it has {panels}.")
     return {
         **latent,
         "samples": torch.cat([references.to(samples), samples]),
@@ -56,6 +70,9 @@ def _panel_mask(latent: Latent, samples: torch.Tensor) -> torch.Tensor:
     mask = latent.get("noise_mask")
     if mask is None:
         return torch.ones(panels, 1, height, width)
+    if mask.ndim < 2 or 0 in mask.shape:
+        shape = tuple(mask.shape)
+        raise ValueError(f"The latent's noise mask has the shape {shape}; it must be [panels, height, width].")
     mask = mask.reshape(-1, 1, *mask.shape[-2:]).float().cpu()
     if mask.shape[0] not in (1, panels):
         raise ValueError(f"The latent's noise mask has {mask.shape[0]} rows; it must have 1 or {panels}, one a panel.")

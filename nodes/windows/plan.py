@@ -53,7 +53,7 @@ def plan_windows(casts: Sequence[Sequence[str]], window: int) -> list[PanelWindo
             members, owned = set(), []
         members |= needed
         owned.append(panel)
-    return [*windows, PanelWindow(tuple(sorted(members)), tuple(owned))]
+    return [*windows, PanelWindow(tuple(sorted(members)), tuple(owned))] if owned else windows
 
 
 def _anchors_in_words(cast: Sequence[str]) -> str:

@@ -23,6 +23,7 @@ from storydiffusion.nodes.animatediff.nodes import StoryLoadMotionModule
 V2 = motion_config(NARROW_WIDTHS)
 V3 = motion_config(NARROW_WIDTHS, middle=False)
 FIRST = "down_blocks.0.motion_modules.0.temporal_transformer."
+ENCODING = FIRST + "transformer_blocks.0.attention_blocks.0.pos_encoder.pe"
 
 
 def small(config=V2, **changes):
@@ -180,8 +181,26 @@ def without(tensors, part):
         (small(**{FIRST + "proj_in.weight": torch.zeros(32, 33)}), "size mismatch for down_blocks.0"),
         (small(**{FIRST + "norm.weight": torch.ones(30)}), "30 channels"),
         (
-            small(**{FIRST + "transformer_blocks.0.attention_blocks.0.pos_encoder.pe": torch.zeros(1, 8, 32)}),
+            small(**{ENCODING: torch.zeros(1, 8, 32)}),
             r"differ in length: \[8, 32\]",
+        ),
+        (small(**{ENCODING: torch.zeros(())}), r"pos_encoder.weight has the shape \(\), not frames and channels"),
+        (small(**{ENCODING: torch.zeros(2, 32, 32)}), r"pos_encoder.weight has the shape \(2, 32, 32\)"),
+        (small(**{ENCODING: torch.zeros(1, 0, 32)}), r"pos_encoder.weight has the shape \(0, 32\)"),
+        (small(**{FIRST + "norm.weight": torch.ones(())}), "1 channels"),
+        (small(**{FIRST + "norm.weight": torch.ones(0)}), "0 channels"),
+        (
+            small(**{FIRST + "norm.weight": torch.ones(2**20)}),
+            r"size mismatch for down_blocks.0.*\(32,\), not \(1048576",
+        ),
+        (
+            small(**zeros("down_blocks." + "1" * 5000 + ".motion_modules.0.norm.weight")),
+            "unknown weights: down_blocks.1111",
+        ),
+        (small(**zeros(*(f"up_blocks.{n}.motion_modules.0.norm.weight" for n in range(20)))), "it has 20 up_blocks"),
+        (
+            small(**zeros(*(f"up_blocks.0.motion_modules.{n}.norm.weight" for n in range(20)))),
+            "up_blocks.0 has 20 motion",
         ),
     ],
 )
@@ -189,6 +208,25 @@ def test_incomplete_files_say_what_is_wrong(tmp_path, tensors, message):
     path = written(tmp_path, tensors, "broken.safetensors")
     with pytest.raises(ValueError, match=rf"(?s)broken\.safetensors is no complete AnimateDiff.*{message}"):
         load_motion_module(path)
+
+
+def test_a_pickled_weight_of_more_numbers_than_the_file_holds_is_refused_before_memory_is_taken(tmp_path):
+    encodings = {
+        key: torch.zeros(1, 1, 1).expand(1, 2**40, tensor.shape[-1]) for key, tensor in small().items() if ".pe" in key
+    }
+    torch.save(small(**encodings), tmp_path / "vast.ckpt")
+    with pytest.raises(ValueError, match=r"vast\.ckpt is no complete.*says \(1099511627776, 32\)"):
+        load_motion_module(str(tmp_path / "vast.ckpt"))
+
+
+def test_names_that_are_no_text_are_no_weights(tmp_path):
+    torch.save({**small(), 1: torch.zeros(3)}, tmp_path / "numbered.ckpt")
+    assert_same(state(str(tmp_path / "numbered.ckpt")), state(written(tmp_path, small())))
+
+
+def test_a_first_layer_of_another_shape_is_no_pia(tmp_path):
+    tensors = small(**{"conv_in.weight": torch.zeros(())})
+    assert_same(state(written(tmp_path, tensors)), state(written(tmp_path, small())))
 
 
 def test_weights_outside_the_motion_modules_are_left_out_with_a_warning(caplog):

@@ -54,6 +54,8 @@ def test_clips_that_do_not_fit_are_named() -> None:
         join_clips([clip(0, 1), clip(1, 2, width=5)])
     with pytest.raises(ValueError, match=r"Clip 2 of 3 has 1 frame\. A clip between two panels has at least 2"):
         join_clips([clip(0, 1), clip(1), clip(1, 2)])
+    with pytest.raises(ValueError, match=r"Clip 2 has the shape \(2, 3, 3\)"):
+        join_clips([clip(0, 1), clip(1, 2)[0]])
     with pytest.raises(ValueError, match="no clips"):
         join_clips([])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -33,6 +34,12 @@ def test_pairs_are_neighbours_in_order() -> None:
         assert torch.equal(result["start_image"][number], images[number : number + 1])
         assert torch.equal(result["end_image"][number], images[number + 1 : number + 2])
     assert (result["width"], result["height"], result["length"]) == (48, 32, 81)
+
+
+@pytest.mark.parametrize("shape", [(32, 48, 3), (2, 0, 48, 3)])
+def test_pictures_that_are_none_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=rf"images has the shape {re.escape(str(shape))}"):
+        pair(torch.zeros(shape))
 
 
 @pytest.mark.parametrize(("video_model", "size"), [(WAN, (64, 48)), (LTX, (64, 64))])

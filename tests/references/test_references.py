@@ -1,5 +1,7 @@
 """Add Reference Panels: given pictures stay as they are, and the story's panels are drawn after them."""
 
+import re
+
 import nodes
 import pytest
 import torch
@@ -171,6 +173,29 @@ def test_rows_masks_and_noise_numbers():
 
 
 class TestErrors:
+    @pytest.mark.parametrize(
+        ("latent", "complaint"),
+        [
+            ({"samples": torch.zeros(2, 4, 1, 8, 8)}, r"latent gives a batch of the shape \(2, 4, 1, 8, 8\)"),
+            ({"batch_index": []}, "batch_index numbers 0 rows, but it has 2"),
+            ({"noise_mask": torch.zeros(8)}, r"noise mask has the shape \(8,\)"),
+            ({"noise_mask": torch.zeros(2, 0, 8)}, r"noise mask has the shape \(2, 0, 8\)"),
+            ({"noise_mask": torch.zeros(3, 8, 8)}, "noise mask has 3 rows; it must have 1 or 2"),
+        ],
+    )
+    def test_latent_batches_that_are_none(self, latent, complaint):
+        with pytest.raises(ValueError, match=complaint):
+            add_reference_rows({"samples": torch.zeros(2, 4, 8, 8)} | latent, torch.zeros(1, 4, 8, 8))
+
+    def test_a_vae_for_videos(self):
+        with pytest.raises(ValueError, match=r"vae gives a batch of the shape \(1, 4, 1, 8, 8\).*no video"):
+            add_reference_rows({"samples": torch.zeros(2, 4, 8, 8)}, torch.zeros(1, 4, 1, 8, 8))
+
+    @pytest.mark.parametrize("shape", [(64, 64, 3), (1, 64, 64, 1), (1, 0, 64, 3)])
+    def test_pictures_that_are_none(self, shape):
+        with pytest.raises(ValueError, match=rf"images has the shape {re.escape(str(shape))}"):
+            add(None, pictures=torch.zeros(shape))
+
     def test_size(self, tiny_sd15):
         with pytest.raises(ValueError, match=r"encode to 16 x 16 latents, but the latent batch is 8 x 8"):
             add(tiny_sd15[2], pictures=images(size=128))

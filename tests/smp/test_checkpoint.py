@@ -120,6 +120,13 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_the_reason(
     path, _, _ = saved
     original = path.read_bytes()
     config = CONFIG.to_dict()
+
+    def predictor(**entries: object) -> dict:
+        return {"metadata": {"config": json.dumps(config | {"predictor": config["predictor"] | entries})}}
+
+    def site(**entries: object) -> dict:
+        return {"metadata": {"config": json.dumps(config | {"sites": [config["sites"][0] | entries]})}}
+
     small = config | {"predictor": config["predictor"] | {"width": 19}}
     cases: list[tuple[dict, str]] = [
         ({"metadata": {"format": "lora"}}, r"small.safetensors cannot be used .* some other kind of file"),
@@ -129,6 +136,18 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_the_reason(
         ({"metadata": {"config": json.dumps(config | {"speed": 1})}}, r"no entries named \['speed'\]"),
         ({"metadata": {"config": json.dumps(config | {"predictor": None})}}, "has no predictor"),
         ({"metadata": {"config": json.dumps({"token_space": "resampled"})}}, "SMPModelConfig is incomplete"),
+        ({"metadata": {"config": "5"}}, "has 5 where the entries of SMPModelConfig should be"),
+        ({"metadata": {"config": "[" * 100_000}}, "no readable config: RecursionError"),
+        ({"metadata": {"config": json.dumps(config | {"sites": 5})}}, "has 5 where the list of sites should be"),
+        ({"metadata": {"config": json.dumps(config | {"resampler": 5})}}, "5 where the entries of ResamplerConfig"),
+        (predictor(hidden=1.5), r"SMPConfig.hidden is 1\.5; it must be a whole number"),
+        (predictor(heads=True), "SMPConfig.heads is True; it must be a whole number"),
+        (predictor(residual=1), "SMPConfig.residual is 1; it must be true or false"),
+        (predictor(hidden=2**40), "SMPConfig.hidden is 1099511627776; it must lie between 1 and 1048576"),
+        (predictor(layers=1_000_000), r"1000001 layers, but the file holds no more than \d+ tensors"),
+        (site(channels=0), "CrossAttentionSite.channels is 0; it must lie between 1"),
+        (site(number=-1), "CrossAttentionSite.number is -1; it must lie between 0"),
+        (site(block=[]), r"CrossAttentionSite.block is \[\]; it must be a text"),
         ({"drop": "added_kv.blocks.1.to_v.weight"}, r"added_kv.blocks.1.to_v.weight \(48, 20\) is missing"),
         ({"add": "motion.predictor.extra"}, r"motion.predictor.extra \(1,\) does not belong here"),
         ({"add": "unet.weight"}, "'unet.weight' that belongs to no part"),
@@ -191,6 +210,13 @@ def test_sd15_sites_are_the_16_cross_attentions_in_file_order() -> None:
     ]
 
 
+def test_names_that_are_no_text_are_no_weights() -> None:
+    tensors = ip_adapter_tensors(TINY_BASE, torch.float32)
+    sections = nest(tensors)
+    noise: dict = {**sections, "image_proj": {**sections["image_proj"], 3: torch.zeros(1)}, 4: torch.zeros(1)}
+    assert load_ip_adapter(noise).config == load_ip_adapter(tensors).config
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_ip_adapter_base_is_four_tokens_from_one_embedding(nested: bool) -> None:
     tensors = ip_adapter_tensors(TINY_BASE, torch.float32)
@@ -246,6 +272,15 @@ def test_other_ip_adapters_are_refused_and_named() -> None:
         ({n: t for n, t in base.items() if "ip_adapter.5.to_v" not in n}, "5.to_v_ip.weight is missing"),
         (no_query, "motion.resampler.layers.3.0.to_q.weight"),
         (no_output, r"lacks \['proj_out.weight'\]"),
+        (base | {"image_proj.norm.weight": torch.zeros(0)}, r"norm.weight has the shape \(0,\)"),
+        (base | {"image_proj.proj.weight": torch.zeros(3)}, r"proj.weight has the shape \(3,\); it must have 2 dim"),
+        (base | {"image_proj.norm.weight": 5}, "unknown"),
+        (base | {"ip_adapter.1.to_k_ip.weight": torch.zeros(())}, r"1.to_k_ip.weight has the shape \(\)"),
+        (base | {"ip_adapter.x.to_k_ip.weight": torch.zeros(1)}, "projections for 17 cross-attentions"),
+        (base | {"image_proj.proj.weight": torch.zeros(1, 1).expand(3072, 1024)}, "doesn't hold as many numbers"),
+        (plus | {"image_proj.latents": torch.zeros(16, 768)}, r"latents has the shape \(16, 768\)"),
+        (plus | {"image_proj.proj_in.weight": torch.zeros(0, 1280)}, r"proj_in.weight has the shape \(0, 1280\)"),
+        (plus | {"image_proj.layers.999999999999.0.to_q.weight": torch.zeros(1)}, "layers.4.0.norm1.weight"),
     ]
     for tensors, message in cases:
         with pytest.raises(ValueError, match=message):

@@ -42,6 +42,10 @@ def test_every_panel_is_owned_once_and_the_extra_work_is_bounded(window, panels)
     assert work <= panels * window / (window - 1)
 
 
+def test_no_panels_need_no_window():
+    assert plan_windows([], 3) == []
+
+
 def test_window_too_small_for_a_panel():
     with pytest.raises(ValueError, match=r"window is 2, but panel 3 needs 3 panels at once.*Ann, Bob.*3 or more"):
         plan_windows([("Ann",), ("Bob",), ("Ann", "Bob")], 2)
