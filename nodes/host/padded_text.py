@@ -5,6 +5,7 @@ The conditioning brings what that takes along, as a hook that the host hands to 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +19,12 @@ from torch import Tensor
 from .attention import plain_attention
 from .patches import ChainedPatch, attention_patches, owners_of
 from .rows import row_indices, rows_per_chunk
+from .text_rows import repeat_rows_to_one_length
 from .types import LENGTHS_KEY, Conditioning
 from .unet import blocks_with_attention, unet_of
 
+MOST_FOR_CONTROLNET = 8
+"""How many times as long as the longest prompt a ControlNet's text may become."""
 HOOK_KEY = "storydiffusion_padded_text"
 
 
@@ -43,8 +47,8 @@ def attend_to_text_only(executor: Any, noise: Tensor, *args: Any, **kwargs: Any)
     """OUTER_SAMPLE wrapper.
 
     Raises:
-        ValueError: what can't leave the padding out: a model that is no UNet, a ControlNet, text that another node has
-            put behind the padding, another number of rows.
+        ValueError: what can't leave the padding out: a model that is no UNet, a ControlNet for which the text would be
+            too long, text that another node has put behind the padding, another number of rows.
     """
     guider = executor.class_obj
     entries = [entry for conds in guider.conds.values() for entry in conds if LENGTHS_KEY in entry]
@@ -53,8 +57,6 @@ def attend_to_text_only(executor: Any, noise: Tensor, *args: Any, **kwargs: Any)
             f"{_unequal(entries)} Only UNet models (SD1.5, SDXL) can be drawn so. Make them of one length."
         )
     for entry in entries:
-        if entry.get("control") is not None:
-            raise ValueError(f"{_unequal(entries)} A ControlNet can't be used with that. Make them of one length.")
         if entry["cross_attn"].shape[1] != max(entry[LENGTHS_KEY]):
             raise ValueError(
                 f"{_unequal(entries)} Another node (Conditioning Concat) has put text behind them. Use prefix and "
@@ -65,6 +67,8 @@ def attend_to_text_only(executor: Any, noise: Tensor, *args: Any, **kwargs: Any)
                 f"{_unequal(entries)} There are {len(entry[LENGTHS_KEY])} of them, but the latent batch has "
                 f"{noise.shape[0]} rows. Give it a row for each."
             )
+    for entry in (entry for entry in entries if entry.get("control") is not None):
+        entry["cross_attn_controlnet"] = _for_controlnet(entry)
     # The guider's options are this run's own copy: the host makes it, and drops it at the end.
     options = guider.model_options["transformer_options"]
     options[LENGTHS_KEY] = {entry["uuid"]: entry[LENGTHS_KEY] for entry in entries}
@@ -77,6 +81,16 @@ def attend_to_text_only(executor: Any, noise: Tensor, *args: Any, **kwargs: Any)
     replaced = {**options.get("patches_replace", {}), "attn2": {**patches, **ours}}
     options["patches_replace"] = replaced
     return executor(noise, *args, **kwargs)
+
+
+def _for_controlnet(entry: Mapping[str, Any]) -> Tensor:
+    """(B, T, C): the text that a ControlNet sees, whose own attention no patch reaches: rows repeated to one length."""
+    lengths = entry[LENGTHS_KEY]
+    if math.lcm(*lengths) > MOST_FOR_CONTROLNET * max(lengths):
+        raise ValueError(f"{_unequal([entry])} A ControlNet can't be used with that. Make their lengths more alike.")
+    return repeat_rows_to_one_length(
+        [entry["cross_attn"][row : row + 1, :length] for row, length in enumerate(lengths)]
+    )
 
 
 def _unequal(entries: Sequence[Mapping[str, Any]]) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..host.text_rows import repeat_rows_to_one_length
 from ..host.types import LENGTHS_KEY, Conditioning
-from ..prompts.batching import repeat_rows_to_one_length
 
 
 def conditioning_of_pair(conditioning: Conditioning, name: str, pair: int, pairs: int, frames: int) -> Conditioning:

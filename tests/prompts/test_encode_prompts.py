@@ -7,7 +7,8 @@ import comfy.sample
 import pytest
 import safetensors.torch
 import torch
-from storydiffusion.nodes.prompts.batching import repeat_rows_to_one_length, stack_conditioning
+from storydiffusion.nodes.host.text_rows import repeat_rows_to_one_length
+from storydiffusion.nodes.prompts.batching import stack_conditioning
 from storydiffusion.nodes.prompts.nodes import StoryEncodePrompts
 from storydiffusion.nodes.story.model import Panel, Story
 from storydiffusion.nodes.story.parser import parse_story

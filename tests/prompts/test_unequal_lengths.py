@@ -12,9 +12,9 @@ import nodes
 import pytest
 import torch
 from storydiffusion.devtools.tiny.controlnet import TINY_SD15_CONTROL, ensure_controlnet
+from storydiffusion.nodes.host import text_rows
+from storydiffusion.nodes.host.text_rows import repeat_rows_to_one_length
 from storydiffusion.nodes.host.types import LENGTHS_KEY
-from storydiffusion.nodes.prompts import batching
-from storydiffusion.nodes.prompts.batching import repeat_rows_to_one_length
 from storydiffusion.nodes.prompts.nodes import StoryEncodePrompts
 from storydiffusion.nodes.story.model import Panel, Story
 from storydiffusion.nodes.story.parser import parse_story
@@ -126,7 +126,7 @@ def test_where_characters_stand_is_found_beside_padding_as_beside_repetition(
     )
     padded = encode(clip, told)
     assert padded[0][0][1][LENGTHS_KEY] == [3 * CHUNK, 4 * CHUNK, CHUNK, CHUNK]
-    monkeypatch.setattr(batching, "MOST_REPEATED", 3)
+    monkeypatch.setattr(text_rows, "MOST_REPEATED", 3)
     repeated = encode(clip, told)
     assert repeated[0][0][0].shape[1] == 12 * CHUNK
     drawn = draw(share(model, story=told), *padded, steps=2)
@@ -145,11 +145,29 @@ def test_another_number_of_rows_is_refused(tiny_sd15: tuple[Any, Any, Any], enco
         draw(tiny_sd15[0], *encoded, rows=slice(2))
 
 
-def test_a_controlnet_is_refused(tiny_sd15: tuple[Any, Any, Any], encoded: Any, control: Any) -> None:
-    hint = torch.rand(1, 64, 64, 3)
-    conditioning = nodes.ControlNetApplyAdvanced().apply_controlnet(*encoded, control, hint, 1.0, 0.0, 1.0)
+def controlled(conditioning: Any, control: Any) -> Any:
+    hint = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(1))
+    return nodes.ControlNetApplyAdvanced().apply_controlnet(*conditioning, control, hint, 1.0, 0.0, 1.0)
+
+
+@pytest.mark.slow
+def test_a_controlnet_sees_each_panels_own_text(tiny_sd15: tuple[Any, Any, Any], control: Any) -> None:
+    model, clip, _ = tiny_sd15
+    chunks = (3, 4, 1, 1)
+    conditioning = encode(clip, story(*chunks))
+    assert LENGTHS_KEY in conditioning[0][0][1]
+    together = draw(model, *controlled(conditioning, control))
+    for row, count in enumerate(chunks[:3]):
+        alone = draw(model, *controlled(encode(clip, story(count)), control), rows=slice(row, row + 1))
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(together, draw(model, *conditioning), atol=1e-2)
+
+
+def test_a_text_too_long_for_a_controlnet_is_refused(
+    tiny_sd15: tuple[Any, Any, Any], encoded: Any, control: Any
+) -> None:
     with pytest.raises(ValueError, match="A ControlNet can't be used with that"):
-        draw(tiny_sd15[0], *conditioning)
+        draw(tiny_sd15[0], *controlled(encoded, control))
 
 
 def test_a_run_after_one_with_padding_knows_nothing_of_it(tiny_sd15: tuple[Any, Any, Any], encoded: Any) -> None:
