@@ -324,8 +324,9 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
 
 
 def events(config: TrainConfig, name: str) -> dict[int, float]:
+    """What was logged, as it was written: files of runs that began within one second are in no order."""
     log = EventAccumulator(str(Path(config.out) / "log"), size_guidance={"scalars": 0}).Reload()
-    return {event.step: event.value for event in log.Scalars(name)}
+    return {event.step: event.value for event in sorted(log.Scalars(name), key=lambda event: event.wall_time)}
 
 
 @pytest.fixture
