@@ -151,6 +151,8 @@ def _instead(node: ast.expr) -> Iterator[ast.expr]:
         wrong.ops = [COMPARISONS[type(wrong.ops[0])]()]
         yield wrong
     elif isinstance(wrong, ast.BinOp) and type(wrong.op) in OPERATORS:
+        if _is_text(wrong.left) or _is_text(wrong.right):
+            return  # any test notices paths and texts that are multiplied
         wrong.op = OPERATORS[type(wrong.op)]()
         yield wrong
     elif isinstance(wrong, ast.BoolOp):
@@ -163,6 +165,10 @@ def _instead(node: ast.expr) -> Iterator[ast.expr]:
     elif isinstance(wrong, ast.Call) and len(wrong.args) + len(wrong.keywords) > 1:
         (wrong.keywords or wrong.args).pop()
         yield wrong
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 
 def sample(files: Sequence[str], count: int, seed: int) -> list[Mutant]:
@@ -266,11 +272,19 @@ def main() -> None:
     if not mutants:
         raise SystemExit(f"Nothing to mutate in {' '.join(arguments.files)}.")
     survived = try_out(mutants, arguments.seconds)
-    share = 1 - len(survived) / len(mutants)
-    error = math.sqrt(share * (1 - share) / len(mutants))
+    noticed = len(mutants) - len(survived)
+    low, high = likely_share(noticed, len(mutants))
     print(
-        f"\n{len(mutants) - len(survived)} of {len(mutants)} noticed: {share:.2f} ± {error:.2f} (seed {arguments.seed})"
+        f"\n{noticed} of {len(mutants)} noticed (seed {arguments.seed}); of all lines {low:.2f} to {high:.2f} at 95 %"
     )
+
+
+def likely_share(hits: int, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share: a standard error would be zero where all of a few are noticed."""
+    z = 1.96
+    middle = hits + z * z / 2
+    spread = z * math.sqrt(hits * (count - hits) / count + z * z / 4)
+    return (middle - spread) / (count + z * z), (middle + spread) / (count + z * z)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ def test_an_expression_becomes_a_wrong_one(source: str, expected: set[str]) -> N
         "Path = Callable[[int, 1], 2]",
         "print(a, b + 1)",
         "x: Literal[1] = a",
+        "x = folder / 'name'",
     ],
 )
 def test_what_is_said_and_not_computed_stays(source: str) -> None:
@@ -64,6 +65,11 @@ def test_mutants_are_the_same_for_a_seed_and_can_be_parsed() -> None:
         source = (ROOT / mutant.file).read_text(encoding="utf-8")
         wrong = mutant.mutation.apply(source)
         assert ast.dump(ast.parse(wrong)) != ast.dump(ast.parse(source))
+
+
+def test_a_share_has_the_interval_that_tables_give() -> None:
+    assert mutants.likely_share(10, 10) == pytest.approx((0.722, 1.0), abs=1e-3)
+    assert mutants.likely_share(15, 20) == pytest.approx((0.531, 0.888), abs=1e-3)
 
 
 def test_a_file_has_the_covering_its_folder_and_of_those_that_use_it() -> None:
