@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,10 @@ _PAGE_ASPECT = 4 / 3
 _INK = 26  # near-black, of 255
 _LEAST_FONT_SIZE = 12
 _SHOWN_IN_WARNING = 20
+_QUOTED = 60
+_MEASURED_AT_ONCE = 256  # characters: more than an ordinary line has
+# Letters grow with the panel, so this is a strip about ten times as high as the panel is wide, of 10,000 letters.
+MOST_LINES = 200
 
 _CJK = r"\u2e80-\u30ff\u31f0-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003fffd"
 _OPENING = r"(\[{«“‘「『（［【〈《"
@@ -26,7 +32,8 @@ _CLOSING = r")\]}»”’」』）］】〉》。、，．！？：；…ー・,
 # What must not be torn apart: a CJK character with the marks that may not begin or end a line, else a word.
 # Korean puts spaces between words, so it wraps as Latin does.
 _PIECE = re.compile(
-    rf"[{_OPENING}]*[{_CJK}][{_CLOSING}]*|[^\s{_CJK}]+?(?=[{_OPENING}]*[{_CJK}])[{_CLOSING}]*|[^\s{_CJK}]+|\s+"
+    rf"[{_OPENING}]*[{_CJK}][{_CLOSING}]*|"
+    rf"[^\s{_CJK}]*[^\s{_CJK}{_OPENING}](?=[{_OPENING}]*[{_CJK}])[{_CLOSING}]*|[^\s{_CJK}]+|\s+"
 )
 
 
@@ -52,18 +59,18 @@ def contact_sheet(
     columns: int = 0,
     font_folders: Sequence[Path] | None = None,
 ) -> tuple[torch.Tensor, str]:
-    """Put `images` [B, H, W, 3] (0..1) on one page and write `captions` (B of them) underneath.
+    """Put `images` [B, H, W, 3 or 4] (0..1) on one page and write `captions` (B of them) underneath.
 
     `columns` is the most panels in a row, 0 for a number that makes the page about 4:3 with few empty places.
     `font_folders` are searched for scripts that the bundled font lacks (default: the system's folders).
 
-    Returns the page [1, H', W', 3], in which the panels' pixels are unchanged, and a warning, empty if every
-    character of the captions could be drawn. Raises ValueError for another shape, a number of captions other
-    than B, and negative `columns`.
+    Returns the page [1, H', W', 3], in which the panels' pixels are unchanged but for alpha, which is left out, and a
+    warning, empty if every character of the captions could be drawn. Raises ValueError for another shape or type,
+    for NaN and infinite pixels, a number of captions other than B, a caption of more than MOST_LINES lines, and
+    negative `columns`.
     """
-    if images.ndim != 4 or images.shape[-1] != 3 or images.shape[0] == 0:
-        raise ValueError(f"images has the shape {tuple(images.shape)}; it must be [panels, height, width, 3].")
-    count, height, width = images.shape[:3]
+    pixels = _pixels(images)
+    count, height, width = pixels.shape[:3]
     if len(captions) != count:
         raise ValueError(
             f"There are {count} images, but the story has {len(captions)} panels. Give one image per panel. "
@@ -74,9 +81,9 @@ def contact_sheet(
     columns = min(columns, count) or _automatic_columns(count, width, height)
     captions = [unicodedata.normalize("NFC", " ".join(caption.split())) for caption in captions]
     font = CaptionFont(captions, max(_LEAST_FONT_SIZE, round(width / 26)), font_folders)
-    strips = [_caption_strip(caption, font, width) for caption in captions]
-    page = _page(images.detach().to("cpu", torch.float32), strips, columns)
-    return page, _warning(captions, font.missing)
+    wrapped = [_caption_lines(caption, font, width, panel) for panel, caption in enumerate(captions, 1)]
+    strips = [_caption_strip(lines, font, width) for lines in wrapped]
+    return _page(pixels, strips, columns), _warning(captions, font.missing)
 
 
 def wrap(text: str, font: CaptionFont, width: float) -> list[str]:
@@ -84,17 +91,63 @@ def wrap(text: str, font: CaptionFont, width: float) -> list[str]:
 
     A word wider than a line is broken where the line ends.
     """
-    lines, line = [], ""
-    for piece in _PIECE.findall(text):
-        if line and font.width((line + piece).rstrip()) > width:
-            lines.append(line.rstrip())
+    return list(_lines(text, font, width))
+
+
+def _lines(text: str, font: CaptionFont, width: float) -> Iterator[str]:
+    line = ""
+    for match in _PIECE.finditer(text):
+        piece = match[0]
+        if line and _fitting(line + piece, font, width) < len((line + piece).rstrip()):
+            yield line.rstrip()
             line = ""
         line += piece.lstrip() if not line else piece
-        while font.width(line.rstrip()) > width and len(line) > 1:
-            fitting = next((n for n in range(len(line) - 1, 1, -1) if font.width(line[:n]) <= width), 1)
-            lines.append(line[:fitting])
-            line = line[fitting:]
-    return [*lines, line.rstrip()] if line.strip() else lines
+        while len(line) > 1 and (fitting := _fitting(line, font, width)) < len(line.rstrip()):
+            end = max(1, fitting)
+            yield line[:end]
+            line = line[end:]
+    if line.strip():
+        yield line.rstrip()
+
+
+def _fitting(text: str, font: CaptionFont, width: float) -> int:
+    """How many characters of `text` fit into `width`, without measuring many more than those."""
+    fitting, tried = 0, min(len(text), _MEASURED_AT_ONCE)
+    while font.width(text[:tried]) <= width:
+        if tried == len(text):
+            return tried
+        fitting, tried = tried, min(len(text), 2 * tried)
+    between = range(fitting + 1, tried)
+    return fitting + bisect_right(between, width, key=lambda end: font.width(text[:end]))
+
+
+def _pixels(images: torch.Tensor) -> torch.Tensor:
+    """The colours of `images` as float32 on the CPU, [B, H, W, 3]. Raises ValueError if they can't be drawn."""
+    if images.ndim != 4 or 0 in images.shape:
+        raise ValueError(f"images has the shape {tuple(images.shape)}; it must be [panels, height, width, 3].")
+    if images.shape[-1] not in (3, 4):
+        raise ValueError(
+            f"images has {images.shape[-1]} channels; a picture has 3, or 4 with alpha. Connect the IMAGE output of "
+            "VAE Decode or Load Image; a mask becomes a picture with Convert Mask to Image."
+        )
+    if not images.is_floating_point():
+        raise ValueError(
+            f"images has numbers of the type {str(images.dtype).removeprefix('torch.')}; pictures are floating-point, "
+            "from 0 to 1. The node that made them doesn't follow ComfyUI: divide whole numbers of 0 to 255 by 255."
+        )
+    pixels = images[..., :3].detach().to("cpu", torch.float32)
+    broken = (~pixels.isfinite()).flatten(1).any(1).nonzero().flatten()
+    if len(broken):
+        raise ValueError(
+            f"images has pixels that are NaN or infinite, in panel {_listed(broken + 1)}. Most often the VAE "
+            "overflowed in half precision: start ComfyUI with --fp32-vae, or use a VAE made for it."
+        )
+    return pixels
+
+
+def _listed(numbers: torch.Tensor) -> str:
+    shown = ", ".join(str(number) for number in numbers[:_SHOWN_IN_WARNING].tolist())
+    return shown + (", ..." if len(numbers) > _SHOWN_IN_WARNING else "")
 
 
 def _automatic_columns(count: int, width: int, height: int) -> int:
@@ -106,10 +159,24 @@ def _automatic_columns(count: int, width: int, height: int) -> int:
     return min(range(1, count + 1), key=cost)
 
 
-def _caption_strip(caption: str, font: CaptionFont, width: int) -> torch.Tensor:
-    """`caption` in dark letters on white, [h, width]."""
-    margin = font.line_height // 3
-    lines = wrap(caption, font, width - 2 * margin)
+def _margin(font: CaptionFont) -> int:
+    return font.line_height // 3
+
+
+def _caption_lines(caption: str, font: CaptionFont, width: int, panel: int) -> list[str]:
+    lines = list(islice(_lines(caption, font, width - 2 * _margin(font)), MOST_LINES + 1))
+    if len(lines) > MOST_LINES:
+        raise ValueError(
+            f"The caption of panel {panel} takes more than {MOST_LINES} lines under a picture {width} pixels wide: it "
+            f'has {len(caption)} characters and begins "{caption[:_QUOTED]}". Give the panel a short caption after # '
+            "in the story, or divide its text among more panels."
+        )
+    return lines
+
+
+def _caption_strip(lines: Sequence[str], font: CaptionFont, width: int) -> torch.Tensor:
+    """`lines` in dark letters on white, [h, width]."""
+    margin = _margin(font)
     image = Image.new("L", (width, len(lines) * font.line_height + 2 * margin), 255)
     draw = ImageDraw.Draw(image)
     for number, line in enumerate(lines):

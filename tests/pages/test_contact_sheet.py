@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from storydiffusion.nodes.pages.caption_fonts import CaptionFont, scripts_of, system_font_folders
-from storydiffusion.nodes.pages.layout import contact_sheet, wrap
+from storydiffusion.nodes.pages.layout import MOST_LINES, contact_sheet, wrap
 
 LATIN = "Éléonore à Łódź, Jürgen, İzmir, Việt — “ça va?” Ελληνικά Ωμέγα Привет Ґудзик…"
 CJK = {"zh": "鲍勃醒来，他说：“你好！”", "ja": "ボブは「おはよう」と言った。", "ko": "밥은 숲으로 걸어간다."}
@@ -86,6 +87,50 @@ def test_latin_wraps_between_words_and_chinese_between_characters() -> None:
     assert wrap("鲍勃醒。来", font, font.width("鲍勃醒")) == ["鲍勃", "醒。来"]
 
 
+def test_a_word_wider_than_a_line_is_cut_where_the_line_is_full() -> None:
+    font = CaptionFont([], 12, folders=())
+    word = "Incomprehensibilities" * 40
+    lines = wrap(f"an {word} end", font, 150)
+    assert "".join(lines).replace(" ", "") == f"an{word}end"
+    assert [lines[0], lines[-1][-3:]] == ["an", "end"]
+    for line, following in pairwise(lines[1:]):
+        assert font.width(line) <= 150 < font.width(line + following[0])
+
+
+class CountingFont(CaptionFont):
+    """Counts the characters that it measures."""
+
+    measured = 0
+
+    def width(self, text: str) -> float:
+        self.measured += len(text)
+        return super().width(text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unit", ["x", "鲍。", "word "], ids=["word", "chinese", "words"])
+def test_wrapping_is_no_more_work_per_character_in_a_long_caption(unit: str) -> None:
+    def work(characters: int) -> int:
+        font = CountingFont([], 12, folders=())
+        wrap(unit * (characters // len(unit)), font, 300)
+        return font.measured
+
+    assert work(4_000) < 16 * work(500)  # twice the characters' share; quadratic work would be 64 times as much
+
+
+class NarrowFont(CaptionFont):
+    """Draws nothing, so that all fits."""
+
+    def width(self, text: str) -> float:
+        return 0
+
+
+def test_pieces_are_found_in_one_pass() -> None:
+    # Looking ahead from each bracket to the end would take minutes.
+    brackets = "(" * 500_000
+    assert wrap(brackets, NarrowFont([], 12, folders=()), 1) == [brackets]
+
+
 def test_bundled_font_draws_latin_greek_and_cyrillic() -> None:
     assert CaptionFont([LATIN], 12, folders=()).missing == set()
 
@@ -128,10 +173,76 @@ def test_scripts_of() -> None:
     assert scripts_of("한🙂") == ["Hangul", "symbols"]
 
 
-@pytest.mark.parametrize("shape", [(0, 8, 8, 3), (8, 8, 3), (1, 8, 8, 4)])
+@pytest.mark.parametrize("shape", [(0, 8, 8, 3), (8, 8, 3), (1, 0, 8, 3)])
 def test_wrong_image_shape(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"shape .*must be \[panels, height, width, 3\]"):
         contact_sheet(torch.zeros(shape), [""] * shape[0])
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_other_numbers_of_channels_are_refused(channels: int) -> None:
+    with pytest.raises(ValueError, match=f"images has {channels} channels; a picture has 3, or 4 with alpha"):
+        contact_sheet(torch.zeros(1, 8, 8, channels), [""])
+
+
+def test_alpha_is_left_out() -> None:
+    images = pictures(3)
+    with_alpha = torch.cat([images, torch.rand(3, 96, 128, 1)], -1)
+    assert torch.equal(contact_sheet(with_alpha, ["a", "b", "c"])[0], contact_sheet(images, ["a", "b", "c"])[0])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_broken_pixels_are_told_with_their_panels(value: float) -> None:
+    images = pictures(4)
+    images[1, 3, 4, 2] = images[3, 0, 0, 0] = value
+    with pytest.raises(ValueError, match=r"images has pixels that are NaN or infinite, in panel 2, 4\. .*--fp32-vae"):
+        contact_sheet(images, ["a"] * 4)
+
+
+def test_a_broken_alpha_is_nobodys_business() -> None:
+    images = torch.cat([pictures(1), torch.full((1, 96, 128, 1), torch.nan)], -1)
+    assert contact_sheet(images, ["a"])[0].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_whole_numbers_are_told(dtype: torch.dtype) -> None:
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(ValueError, match=f"images has numbers of the type {name}; .*divide .* by 255"):
+        contact_sheet(torch.ones(1, 8, 8, 3, dtype=dtype), [""])
+
+
+def test_values_a_little_out_of_range_stay() -> None:
+    images = pictures(2) * 1.2 - 0.1
+    assert images.min() < 0
+    assert images.max() > 1
+    page, _ = contact_sheet(images, ["a", "b"])
+    for image in images:
+        where_pasted(page, image)
+
+
+def test_half_precision_pictures_are_drawn() -> None:
+    images = pictures(1).half()
+    where_pasted(contact_sheet(images, ["a"])[0], images[0].float())
+
+
+@pytest.mark.slow
+def test_captions_end_at_the_most_lines() -> None:
+    a_line = "mmmmmmmmmm "  # of 128 pixels, no two of these words fit
+    page, _ = contact_sheet(pictures(1), [a_line * MOST_LINES])
+    assert page.shape[1] > MOST_LINES * 12
+    with pytest.raises(ValueError, match=f"The caption of panel 1 takes more than {MOST_LINES} lines .*128 pixels"):
+        contact_sheet(pictures(1), [a_line * (MOST_LINES + 1)])
+
+
+@pytest.mark.parametrize("caption", ["word " * 20_000, "x" * 200_000])
+def test_an_endless_caption_is_told_without_being_quoted_whole(caption: str) -> None:
+    with pytest.raises(ValueError, match="The caption of panel 2 takes more than") as error:
+        contact_sheet(pictures(3), ["a", caption, "c"])
+    message = str(error.value)
+    assert f"{len(caption.strip())} characters" in message
+    assert caption[:60] in message
+    assert caption[:81] not in message
+    assert len(message) < 400
 
 
 def test_wrong_number_of_images_and_columns() -> None:
