@@ -13,9 +13,12 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from arabic_reshaper import ArabicReshaper
+from bidi.mirror import MIRRORED
 from PIL import ImageFont
 
 from ..story.sentences import language_of
+from .reading_order import Direction
 
 BUNDLED_FONT = Path(__file__).parent / "fonts" / "OpenSans-Regular.ttf"
 
@@ -31,6 +34,8 @@ _UNUSUAL_CUT = re.compile("bold|black|heavy|thin|light|italic|oblique|condensed|
 _PROBE_SIZE = 32
 # A noncharacter (Unicode 23.7): no font maps it, so every font draws its "missing" glyph for it.
 _UNMAPPED = "\uffff"
+# Joined forms as characters, for Pillow without the FriBiDi library (as on Windows), which then doesn't shape letters.
+_JOINER = ArabicReshaper(configuration={"delete_harakat": False, "use_unshaped_instead_of_isolated": True})
 
 
 def system_font_folders() -> tuple[Path, ...]:
@@ -85,6 +90,20 @@ class CaptionFont:
         if run:
             yield run, run_font
 
+    def placed(
+        self, text: str, direction: Direction | None
+    ) -> Iterator[tuple[str, ImageFont.FreeTypeFont, str | None]]:
+        """Cut `text`, which runs in one direction, into what one font draws, from left to right.
+
+        Yields what Pillow takes: the text, the font and the direction (None: the font's own way with it).
+        """
+        runs = list(self.runs(text))
+        for run, font in reversed(runs) if direction == "rtl" else runs:
+            if direction is None or font.layout_engine == ImageFont.Layout.RAQM:
+                yield run, font, direction
+            else:
+                yield _unshaped(run, font, direction), font, None
+
     def width(self, text: str) -> float:
         """Width of `text` on one line, in pixels."""
         return sum(font.getlength(run) for run, font in self.runs(text))
@@ -102,6 +121,18 @@ def scripts_of(characters: Collection[str]) -> list[str]:
     names = {unicodedata.name(letter, "unnamed").split()[0] for letter in letters}
     scripts = sorted(name if name == "CJK" else name.capitalize() for name in names)
     return [*scripts, "symbols"] if len(letters) < len(characters) else scripts
+
+
+def _unshaped(run: str, font: ImageFont.FreeTypeFont, direction: Direction) -> str:
+    """`run` as it looks from left to right, for a font that puts one glyph behind the other."""
+    if direction == "rtl":
+        joined = _JOINER.reshape(run)
+        if not uncovered(font, joined):  # fonts that leave joining to a shaping engine may lack these forms
+            run = joined
+        # Marks come to stand before their letter: in such a font they reach out to the right.
+        run = "".join(MIRRORED.get(character, character) for character in reversed(run))
+    # Without a shaping engine a joiner or a direction mark is drawn, as a box.
+    return "".join(character for character in run if unicodedata.category(character) != "Cf")
 
 
 def _bitmap(font: ImageFont.FreeTypeFont, character: str) -> tuple[tuple[int, int], bytes]:

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from ..story.model import CONNECT_PANEL_COUNT, Story
 from .caption_fonts import CaptionFont, scripts_of
+from .reading_order import ReadingOrder
 
 _PAGE_ASPECT = 4 / 3
 _INK = 26  # near-black, of 255
@@ -82,7 +83,7 @@ def contact_sheet(
     captions = [unicodedata.normalize("NFC", " ".join(caption.split())) for caption in captions]
     font = CaptionFont(captions, max(_LEAST_FONT_SIZE, round(width / 26)), font_folders)
     wrapped = [_caption_lines(caption, font, width, panel) for panel, caption in enumerate(captions, 1)]
-    strips = [_caption_strip(lines, font, width) for lines in wrapped]
+    strips = [_caption_strip(caption, lines, font, width) for caption, lines in zip(captions, wrapped, strict=True)]
     return _page(pixels, strips, columns), _warning(captions, font.missing)
 
 
@@ -174,16 +175,23 @@ def _caption_lines(caption: str, font: CaptionFont, width: int, panel: int) -> l
     return lines
 
 
-def _caption_strip(lines: Sequence[str], font: CaptionFont, width: int) -> torch.Tensor:
-    """`lines` in dark letters on white, [h, width]."""
+def _caption_strip(caption: str, lines: Sequence[str], font: CaptionFont, width: int) -> torch.Tensor:
+    """`caption`, wrapped into `lines`, in dark letters on white, [h, width]."""
     margin = _margin(font)
+    order = ReadingOrder(caption)
     image = Image.new("L", (width, len(lines) * font.line_height + 2 * margin), 255)
     draw = ImageDraw.Draw(image)
+    start = 0
     for number, line in enumerate(lines):
-        x, baseline = float(margin), margin + number * font.line_height + font.ascent
-        for run, run_font in font.runs(line):
-            draw.text((x, baseline), run, fill=_INK, font=run_font, anchor="ls")
-            x += run_font.getlength(run)
+        start = caption.index(line, start)
+        placed = [run for piece in order.pieces(start, start + len(line)) for run in font.placed(*piece)]
+        start += len(line)
+        widths = [run_font.getlength(run, direction=direction) for run, run_font, direction in placed]
+        x = width - margin - sum(widths) if order.right_to_left else float(margin)
+        baseline = margin + number * font.line_height + font.ascent
+        for (run, run_font, direction), advance in zip(placed, widths, strict=True):
+            draw.text((x, baseline), run, fill=_INK, font=run_font, anchor="ls", direction=direction)
+            x += advance
     return torch.from_numpy(np.array(image)).float() / 255
 
 
