@@ -10,8 +10,11 @@ from ..story.model import Story
 
 def require_panels(images: Tensor, story: Story | None) -> None:
     """ValueError unless `images`, (N, H, W, C), are panels between which clips can be made, those of `story`."""
-    if images.ndim != 4 or 0 in images.shape[1:]:
-        raise ValueError(f"images has the shape {tuple(images.shape)}; it must be [panels, height, width, channels].")
+    if images.ndim != 4 or 0 in images.shape or min(images.shape[1:3]) < 2:  # of one pixel a crop can leave none
+        raise ValueError(
+            f"images has the shape {tuple(images.shape)}; it must be [panels, height, width, channels], with sides "
+            "of 2 pixels or more."
+        )
     count = images.shape[0]
     if count < 2:
         raise ValueError(f"images holds {count} panel; a clip needs two. Connect a batch of at least two panels.")

@@ -36,7 +36,7 @@ def test_pairs_are_neighbours_in_order() -> None:
     assert (result["width"], result["height"], result["length"]) == (48, 32, 81)
 
 
-@pytest.mark.parametrize("shape", [(32, 48, 3), (2, 0, 48, 3)])
+@pytest.mark.parametrize("shape", [(32, 48, 3), (2, 0, 48, 3), (2, 4, 1, 3)])
 def test_pictures_that_are_none_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=rf"images has the shape {re.escape(str(shape))}"):
         pair(torch.zeros(shape))
