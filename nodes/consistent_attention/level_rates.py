@@ -16,7 +16,7 @@ def parse_level_rates(text: str, levels: Collection[int]) -> dict[int, float]:
     """
     rates: dict[int, float] = {}
     for part in filter(str.strip, text.split(",")):
-        match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d*\.?\d+)\s*", part)
+        match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+(?:\.\d*)?|\.\d+)\s*", part)
         if not match:
             raise ValueError(
                 f"level_rates has {quote(part.strip())}; write 'level: rate' pairs, as in '2: 0.3, 4: 0.7'."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -61,7 +60,8 @@ def phrase_positions(
 
 def _bare(phrase: str) -> str:
     """`phrase` from its first letter or digit to its last."""
-    return re.sub(r"^[\W_]+|[\W_]+$", "", phrase)
+    letters = [index for index, character in enumerate(phrase) if character.isalnum()]
+    return phrase[letters[0] : letters[-1] + 1] if letters else ""
 
 
 def _first_run(tokens: Sequence[int], wanted: Sequence[int], taken: Container[int]) -> range:

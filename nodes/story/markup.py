@@ -9,8 +9,8 @@ from .tags import TAG
 SYNTAX_OPENS, SYNTAX_CLOSES = "\ufdd0", "\ufdd1"
 """Noncharacters, which no text holds (Unicode 23.7): brackets of a prompt's own syntax, while tags are looked for."""
 _DOUBLED = re.compile(r"(?<![\[\\])\[{2,}([^\[\]]*)\]{2,}")
-_SYNTAX = re.compile(f"{SYNTAX_OPENS}+([^{SYNTAX_OPENS}{SYNTAX_CLOSES}]*){SYNTAX_CLOSES}+")
-_NUMBER = re.compile(r"\s*-?\d*\.?\d+\s*")
+_SYNTAX = re.compile(f"(?<!{SYNTAX_OPENS}){SYNTAX_OPENS}+([^{SYNTAX_OPENS}{SYNTAX_CLOSES}]*){SYNTAX_CLOSES}+")
+_NUMBER = re.compile(r"\s*-?(?:\d+(?:\.\d*)?|\.\d+)\s*")
 
 # Marks that end a clause. Those of the first row may stand within a file's name, but not end it.
 _PLAIN_MARKS = ".;!?'"
