@@ -141,6 +141,13 @@ class ComfyServer:
                 self._command, cwd=self.base, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
             )
 
+    @property
+    def pid(self) -> int:
+        """Number of the running process; ServerError if there is none."""
+        if self._process is None:
+            raise ServerError("The server isn't running.")
+        return self._process.pid
+
     def wait_ready(self) -> None:
         """Wait until the server answers; raise a ServerError with the end of its log when it does not."""
         deadline = time.monotonic() + READY_TIMEOUT

@@ -91,7 +91,8 @@ def whole_pack(*, width: int = 64, height: int = 64, panels: int = 2, seed: int 
             "StoryPanelPairs",
             {"images": ["panels", 0], "video_model": "LTX (32k, 8n+1)", "frames": 9, "story": ["split", 0]},
         ),
-        "joined": ("StoryJoinClips", {"clips": ["pairs", 0]}),
+        "clip": ("BatchImagesNode", {"images.image0": ["pairs", 0], "images.image1": ["pairs", 1]}),
+        "joined": ("StoryJoinClips", {"clips": ["clip", 0]}),
         "module": ("StoryLoadMotionModule", {"motion_module_name": TINY_V2.file_name}),
         "moving": (
             "StoryApplyMotionModule",
