@@ -76,7 +76,8 @@ class FrontEnd:
     def queue(self) -> str:
         """Press the queue button; return the id of the prompt that the server accepted."""
         with self.page.expect_response(lambda response: response.url.endswith("/prompt")) as answer:
-            self.page.get_by_test_id("queue-button").click()
+            # Not a click at its place: the page's own veil while it loads a file sometimes stays, and takes that.
+            self.page.get_by_test_id("queue-button").dispatch_event("click")
         if answer.value.status != 200:
             raise RuntimeError(f"The server refused what the canvas sent: {answer.value.text()}")
         prompt_id: str = answer.value.json()["prompt_id"]
