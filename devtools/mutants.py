@@ -25,11 +25,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRATCH = ROOT / ".dev" / "mutants"
+LOG = SCRATCH / "pytest.log"
 MUTATED = ("nodes", "smp")
 BESIDES: dict[str, tuple[str, ...]] = {
     "nodes/animatediff": ("tests/transition_video",),
     "nodes/host": ("tests/consistent_attention", "tests/animatediff", "tests/transition_video"),
     "nodes/motion_predictor": ("tests/transition_video", "tests/smp/test_training_decoding.py"),
+    "nodes/story": ("tests/subjects", "tests/prompts"),
     "nodes/subjects": ("tests/consistent_attention", "tests/prompts"),
     "nodes/windows": ("tests/consistent_attention",),
     "smp": ("tests/motion_predictor",),
@@ -214,14 +216,10 @@ def passes(tests: Sequence[str], seconds: float) -> bool:
     settings = {"COMFYUI_PATH": comfyui, "PYTHONUTF8": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     for marked in ("not slow", "slow"):
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", marked, *tests]
-        process = subprocess.Popen(
-            command,
-            cwd=SCRATCH,
-            env={**os.environ, **settings},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        with LOG.open("w", encoding="utf-8") as log:
+            process = subprocess.Popen(
+                command, cwd=SCRATCH, env={**os.environ, **settings}, stdout=log, stderr=log, start_new_session=True
+            )
         try:
             code = process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -240,7 +238,8 @@ def try_out(mutants: Sequence[Mutant], seconds: float) -> list[Mutant]:
     make_copy()
     for tests in sorted({covering(mutant.file) for mutant in mutants}):
         if not passes(tests, seconds):
-            raise SystemExit(f"{' '.join(tests)} fail as they are (or take {seconds:.0f} s): nothing can be told.")
+            names = " ".join(tests)
+            raise SystemExit(f"{names}: failing without any mutant, or not over in {seconds:.0f} s; see {LOG}.")
     survived = []
     for mutant in mutants:
         path, begun = SCRATCH / mutant.file, time.monotonic()

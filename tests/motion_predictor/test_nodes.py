@@ -4,7 +4,7 @@ vision."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,12 +52,20 @@ def no_gradients() -> Any:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models folder with both kinds of IP-Adapter and a trained SMP, known to the host."""
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Models folder with both kinds of IP-Adapter and a trained SMP, the one that the host knows meanwhile."""
     folder = tmp_path_factory.mktemp("models")
-    for name in ("ipadapter", "smp"):
-        (folder / name).mkdir()
-        folder_paths.add_model_folder_path(name, str(folder / name), is_default=True)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in ("ipadapter", "smp"):
+            (folder / name).mkdir()
+            _, extensions = folder_paths.folder_names_and_paths[name]
+            monkeypatch.setitem(folder_paths.folder_names_and_paths, name, ([str(folder / name)], extensions))
+            monkeypatch.delitem(folder_paths.filename_list_cache, name, raising=False)
+        write_models(folder)
+        yield folder
+
+
+def write_models(folder: Path) -> None:
     for spec in (BASE, PLUS):
         save_file(ip_adapter_tensors(spec), folder / "ipadapter" / spec.file_name)
     torch.manual_seed(0)
@@ -70,7 +78,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for parameter in [*motion.parameters(), *added_kv.parameters()]:
         torch.nn.init.normal_(parameter, std=0.1)
     save_checkpoint(folder / "smp" / "trained.safetensors", motion, added_kv)
-    return folder
 
 
 SITE_KEYS = [

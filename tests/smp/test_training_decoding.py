@@ -276,13 +276,20 @@ def test_previews_are_clips(trained: tuple[Path, DecodingStage]) -> None:
     assert names == [f"clip-{number}-{kind}.gif" for number in (0, 1) for kind in ("drawn", "true")]
 
 
+def hosts_smp_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's nodes find SMP files in this folder alone, until the test ends."""
+    _, extensions = folder_paths.folder_names_and_paths["smp"]
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "smp", ([str(folder)], extensions))
+    monkeypatch.delitem(folder_paths.filename_list_cache, "smp", raising=False)
+
+
 @pytest.mark.slow
 def test_the_host_computes_with_the_trained_files_what_training_computed(
-    base: Any, trained: tuple[Path, DecodingStage], tmp_path: Path
+    base: Any, trained: tuple[Path, DecodingStage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, stage = trained
     (tmp_path / "trained_decoding.safetensors").write_bytes((out / "smp.safetensors").read_bytes())
-    folder_paths.add_model_folder_path("smp", str(tmp_path))
+    hosts_smp_folder(tmp_path, monkeypatch)
     with torch.inference_mode():
         smp, summary = StoryLoadSMP.execute(smp="trained_decoding.safetensors", ip_adapter="none").args
         assert summary.startswith("Trained SMP: 'trained_decoding.safetensors'")
@@ -320,7 +327,9 @@ def test_the_host_computes_with_the_trained_files_what_training_computed(
         assert relative_error(calls[0].output, predicted) > 1e-2  # the SMP does matter here
 
 
-def test_decoupled_guidance_is_trained_as_the_host_runs_it(base: Any, tmp_path: Path) -> None:
+def test_decoupled_guidance_is_trained_as_the_host_runs_it(
+    base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = decoding_config(tmp_path / "run", guidance="decoupled", preview_clips=0)
     stage = make_stage(config)
     with torch.no_grad():
@@ -328,7 +337,7 @@ def test_decoupled_guidance_is_trained_as_the_host_runs_it(base: Any, tmp_path: 
             parameter.normal_(std=0.3)
     stage.export(tmp_path)
     (tmp_path / "smp.safetensors").rename(tmp_path / "decoupled.safetensors")
-    folder_paths.add_model_folder_path("smp", str(tmp_path))
+    hosts_smp_folder(tmp_path, monkeypatch)
     with torch.inference_mode():
         smp = StoryLoadSMP.execute(smp="decoupled.safetensors", ip_adapter="none").args[0]
         embeds = StorySemanticMotionPredictor.execute(
