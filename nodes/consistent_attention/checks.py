@@ -87,7 +87,7 @@ class SharingChecks:
             )
 
     def _warn_of_replaced_blocks(self, transformer_options: dict[str, Any]) -> None:
-        """Nobody can see whether a later node's patch calls ours, so this is no error."""
+        """It is seen whether a later node's patch holds ours, but not whether it calls it, so this is no error."""
         lost = lost_places(attention_patches(transformer_options, "attn1"), self.places, _shares)
         if lost:
             blocks, of_blocks = ({place[:2] for place in places} for places in (lost, self.places))

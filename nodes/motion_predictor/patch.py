@@ -17,6 +17,7 @@ from ..host.attention import attention_of_call
 from ..host.patches import ChainedPatch, attention_patches, lost_places
 from ..host.rows import FRAME, row_indices, rows_per_chunk
 from ..host.run_checks import prepare_rows
+from ..host.types import LENGTHS_KEY
 from ..host.unet import Place, unet_blocks, unet_of
 from .cross_attention import concat_attention, count_text_repeats, decoupled_attention, tokens_of_rows
 from .loading import LoadedSMP
@@ -60,8 +61,8 @@ class SMPGuide:
         """OUTER_SAMPLE wrapper: refuse what the guidance would be wrong or lost for, and note what is positive.
 
         Raises:
-            ValueError: a clip of other length, a guider whose first prompt isn't positive, a later replacement of
-                cross-attention that the host would never ask.
+            ValueError: a clip of other length, a guider whose first prompt isn't positive, padded prompts in one
+                softmax with the motion, a later replacement of cross-attention.
         """
         guider = executor.class_obj
         if "positive" not in guider.conds:
@@ -81,6 +82,13 @@ class SMPGuide:
                 f"The latent batch has {batch} frames, but smp_embeds holds {frames} for this transition. "
                 f"Set the batch size of the latent to {frames}, or frames of Semantic Motion Predictor to "
                 f"{batch}."
+            )
+        if self.guidance == "concat" and any(
+            LENGTHS_KEY in entry for conds in guider.conds.values() for entry in conds
+        ):
+            raise ValueError(
+                "SMP guidance by concat weighs motion against the whole text, and the frames' prompts here are of so "
+                "different length that they are padded. Make them more alike, or set guidance to decoupled."
             )
         # The guider's options are this run's own copy: the host makes it, and drops it at the end.
         options = guider.model_options["transformer_options"]

@@ -17,12 +17,15 @@ import comfy.supported_models
 import folder_paths
 import pytest
 import torch
+import torch.nn.functional as F
 from comfy_extras.nodes_custom_sampler import Guider_DualCFG, Guider_DualModel
 from safetensors.torch import save_file
 from storydiffusion.devtools.tiny.motion import SD15_LAYOUT, seeded_sd15
 from storydiffusion.devtools.tiny.smp import SeededIPAdapter, ip_adapter_tensors, tiny_clip_vision
 from storydiffusion.nodes.host.attention import attention_of_call
 from storydiffusion.nodes.host.model_files import register_model_folder
+from storydiffusion.nodes.host.padded_text import leave_out_padding
+from storydiffusion.nodes.host.types import LENGTHS_KEY
 from storydiffusion.nodes.motion_predictor import patch as smp_patch
 from storydiffusion.nodes.motion_predictor.loading import LoadedSMP
 from storydiffusion.nodes.motion_predictor.nodes import StoryApplySMP, StoryLoadSMP, StorySemanticMotionPredictor
@@ -321,6 +324,21 @@ def test_weights_of_motion_tokens_are_not_swallowed(base: tuple[LoadedSMP, SMPEm
 
     weak.model_options["transformer_options"]["optimized_attention_override"] = swallowing_masks
     assert torch.equal(sample(weak), drawn)
+
+
+def test_padded_prompts_are_for_decoupled_guidance(base: tuple[LoadedSMP, SMPEmbeds], model: Any) -> None:
+    """Beside them one softmax over text and motion would count the padding; a second attention doesn't see it."""
+    lengths = [77 * chunks for chunks in (3, 4, 5, 7)]
+    states = torch.cat([F.pad(text(3, 7)[0][0][:, :length], (0, 0, 0, 7 * 77 - length)) for length in lengths])
+    padded: Conditioning = [[states, {LENGTHS_KEY: lengths}]]
+    leave_out_padding(padded)
+    with pytest.raises(ValueError, match=r"SMP guidance by concat .* set guidance to decoupled"):
+        sample(apply(model, *base, guidance="concat"), positive=padded)
+    drawn = sample(apply(model, *base, guidance="decoupled"), positive=padded)
+    alone: Conditioning = [[states[:1, : lengths[0]], {}]]  # what the first frame's own text makes of all frames
+    expected = sample(apply(model, *base, guidance="decoupled"), positive=alone)
+    torch.testing.assert_close(drawn[0], expected[0], rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(drawn[1:], expected[1:], atol=1e-3)
 
 
 def test_a_guider_without_a_positive_prompt_is_refused(base: tuple[LoadedSMP, SMPEmbeds], model: Any) -> None:
